@@ -1,0 +1,3 @@
+"""Federated, private prompt tuning of vision-language models."""
+
+__version__ = "0.1.0"

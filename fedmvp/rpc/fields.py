@@ -1,0 +1,62 @@
+"""Checks of single fields, used by the codec at the edge. Each returns the value or raises WireError with the field's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from fedmvp.rpc import limits
+from fedmvp.rpc.errors import WireError
+from fedmvp.rpc.v1 import secure_sum_pb2 as pb
+
+T = TypeVar("T")
+U32 = 1 << 32
+
+
+class Identified(Protocol):
+    """A request that names its round and attempt."""
+
+    @property
+    def id(self) -> pb.RoundId:
+        """Return the round and the attempt."""
+
+
+def exact_bytes(value: bytes, length: int, field: str) -> bytes:
+    """`value`, which must be `length` bytes."""
+    if len(value) != length:
+        message = f"{field} is {len(value)} bytes instead of {length}"
+        raise WireError(message)
+    return value
+
+
+def site_id(value: int, field: str) -> int:
+    """`value`, a site id: 1 and up."""
+    if not 1 <= value < U32:
+        message = f"{field} is not a site id"
+        raise WireError(message)
+    return value
+
+
+def text(value: str, field: str) -> str:
+    """`value`, printable and short: it will be logged."""
+    if len(value) > limits.NAME_CHARACTERS or not value.isprintable():
+        message = f"{field} is too long or not printable"
+        raise WireError(message)
+    return value
+
+
+def bounded(values: Sequence[T], limit: int, field: str) -> Sequence[T]:
+    """`values`, of which there are at most `limit`."""
+    if len(values) > limit:
+        message = f"{field} has {len(values)} entries; at most {limit} are read"
+        raise WireError(message)
+    return values
+
+
+def round_id(message: Identified) -> tuple[int, int]:
+    """(round, attempt), both 1 and up."""
+    value = message.id
+    if value.round < 1 or value.attempt < 1:
+        problem = "round and attempt start at 1"
+        raise WireError(problem)
+    return value.round, value.attempt

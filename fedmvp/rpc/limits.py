@@ -1,0 +1,36 @@
+"""Every size and every count the wire accepts, with the reason beside it."""
+
+from __future__ import annotations
+
+CHUNK_BYTES = 1 << 20
+"""A vector travels in pieces of this size: large enough that framing costs nothing, small enough that nobody buffers a model."""
+
+MESSAGE_BYTES = 2 << 20
+"""gRPC refuses a larger message before it is parsed: one chunk, or the shares of the largest cohort, and room to spare."""
+
+METADATA_BYTES = 8 << 10
+"""Nothing of ours travels in metadata except a site id under --insecure."""
+
+COHORT_SITES = 1024
+"""Entries in any repeated field: no study is larger."""
+
+TENSORS = 64
+"""Tensors in one announced state: the parameters and an optimizer's moments are four."""
+
+TENSOR_DIMENSIONS = 8
+"""Axes of one announced tensor."""
+
+MODEL_BYTES = 8 << 30
+"""Announced state of a model; the site also compares it with what its own policy says."""
+
+NAME_CHARACTERS = 200
+"""Names, codes, run ids and reasons: they are shown to people and written to logs."""
+
+DIGEST_BYTES = 32
+PUBLIC_KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+SHARE_BYTES = 33
+"""A field element of Shamir's scheme modulo 2^256 + 297."""
+
+SEALED_SHARE_BYTES = 2 * SHARE_BYTES + 16
+"""Two shares and an authentication tag."""

@@ -1,0 +1,1 @@
+"""Generated from protos/fedmvp/v1 by tools/generate_protos.py; do not edit."""

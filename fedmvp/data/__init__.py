@@ -1,0 +1,1 @@
+"""Images of one site: which files, which labels, and their pixels."""

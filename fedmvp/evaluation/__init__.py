@@ -1,0 +1,1 @@
+"""Accuracies with their intervals, and the baselines printed beside every result."""

@@ -1,0 +1,214 @@
+"""The frozen CLIP model: its sizes, its tokens, its features, its sentences.
+
+Every size is read from the loaded model. Nothing here is trained and nothing here knows prompts; `prompted.py` joins both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedmvp.errors import UserError
+from fedmvp.model.torchvision_shim import import_torchvision
+
+import_torchvision()
+
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer  # noqa: E402
+
+_HASH_TAG = b"fedmvp/backbone-state/v1"
+_SENTENCES_AT_ONCE = 256
+
+
+class Tokenizer(Protocol):
+    """open_clip's tokenizer, as far as it is used here."""
+
+    def __call__(self, texts: list[str], context_length: int) -> Tensor:
+        """Return token ids (n, context_length)."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of one text, without start and end."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of token ids."""
+
+
+class Backbone:
+    """A frozen CLIP with a class-token vision transformer.
+
+    Args:
+        model: an open_clip CLIP model.
+        tokenizer: the tokenizer that goes with it.
+        name: the name shown to people.
+        image_mean: channel means that images are normalised with, in [0, 1].
+        image_std: channel deviations that images are normalised with.
+        device: where the tower runs.
+
+    Raises:
+        UserError: the vision tower has no class token.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        visual = model.visual
+        if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
+            raise UserError(
+                f"backbone '{name}' cannot be used: its image feature does not come from a class token",
+                remedy="use a plain vision transformer such as ViT-B-32, ViT-B-16 or ViT-L-14",
+            )
+        self.device = torch.device(device)
+        self.name = name
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.image_mean = tuple(float(value) for value in image_mean)
+        self.image_std = tuple(float(value) for value in image_std)
+        self._visual: Any = visual
+        self._tokenizer = tokenizer
+        self._state_hash: str | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Backbone({self.name}, {self.image_size} px, {self.n_patches} patches, {self.n_layers} blocks, "
+            f"vision width {self.vision_width}, joint width {self.joint_width})"
+        )
+
+    @property
+    def vision_width(self) -> int:
+        """Width of a vision token."""
+        return int(self._visual.conv1.weight.shape[0])
+
+    @property
+    def joint_width(self) -> int:
+        """Width of the space that images and sentences share."""
+        return int(self._visual.proj.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input image, pixels."""
+        return int(self._visual.image_size[0])
+
+    @property
+    def n_patches(self) -> int:
+        """Patch tokens an image, without the class token."""
+        return int(self._visual.positional_embedding.shape[0]) - 1
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the vision tower."""
+        return len(self._visual.transformer.resblocks)
+
+    @property
+    def logit_scale(self) -> float:
+        """The frozen factor between a cosine and a logit."""
+        return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def last_block(self) -> ResidualAttentionBlock:
+        """The last block of the vision tower.
+
+        Raises:
+            UserError: it is not of the usual kind, whose attention can be split between old and new tokens.
+        """
+        block = self._visual.transformer.resblocks[-1]
+        if not isinstance(block, ResidualAttentionBlock):
+            raise UserError(
+                f"backbone '{self.name}' has blocks of its own kind, which last-block injection cannot split",
+                remedy='set [model] injection = "input", or choose another backbone',
+            )
+        return block
+
+    def state_hash(self) -> str:
+        """Return the SHA-256 of the weights (name, shape, float32 little-endian bytes), as 64 hex digits."""
+        if self._state_hash is None:
+            state = hashlib.sha256(_HASH_TAG)
+            for name, value in sorted(self.model.state_dict().items()):
+                array = value.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
+                state.update(f"{name}{tuple(array.shape)}".encode())
+                state.update(array.data)
+            self._state_hash = state.hexdigest()
+        return self._state_hash
+
+    def frozen_compute(self) -> AbstractContextManager[Any]:
+        """Return the context the frozen tower runs in: bfloat16 autocast on a CUDA device, nothing elsewhere."""
+        if self.device.type == "cuda":
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 images (b, 3, s, s) as the float input of the tower, on its device."""
+        mean = torch.tensor(self.image_mean, device=self.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.image_std, device=self.device).view(1, 3, 1, 1)
+        return (images.to(self.device).float() / 255.0 - mean) / std
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Return class token and patches with their positions, before `ln_pre`: (b, 1 + n_patches, vision_width)."""
+        visual = self._visual
+        patches = visual.conv1(pixels).flatten(2).transpose(1, 2)  # (b, n_patches, vision_width)
+        first = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        return torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Apply what lies between the embedding and the first block."""
+        entered: Tensor = self._visual.ln_pre(tokens)
+        return entered
+
+    def run_blocks(self, tokens: Tensor, *, stop: int | None = None) -> Tensor:
+        """Run the blocks up to `stop` (as in a slice) over tokens (b, n, vision_width)."""
+        transformer = self._visual.transformer
+        tokens = tokens if transformer.batch_first else tokens.transpose(0, 1)
+        for block in transformer.resblocks[:stop]:
+            tokens = block(tokens)
+        return tokens if transformer.batch_first else tokens.transpose(0, 1)
+
+    def project(self, class_token: Tensor) -> Tensor:
+        """Map the last class token (b, vision_width) to the normalised image feature (b, joint_width), float32."""
+        feature = self._visual.ln_post(class_token) @ self._visual.proj
+        return F.normalize(feature.float(), dim=-1)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Return zero-shot CLIP's normalised features (b, joint_width) of normalised pixels."""
+        with torch.no_grad(), self.frozen_compute():
+            tokens = self.run_blocks(self.enter(self.embed(pixels)))
+            return self.project(tokens[:, 0])
+
+    def encode_sentences(self, sentences: Sequence[str]) -> Tensor:
+        """Return the normalised features (n, joint_width) of sentences, float32 on the backbone's device.
+
+        Raises:
+            UserError: a sentence has more tokens than the text tower reads; it is never cut silently.
+        """
+        room = int(self.model.context_length) - 2  # start and end of text
+        for sentence in sentences:
+            if (length := len(self._tokenizer.encode(sentence))) > room:
+                raise UserError(
+                    f"the sentence '{sentence}' has {length} tokens; backbone '{self.name}' reads {room}",
+                    remedy="shorten the attribute in [task] of the policy",
+                )
+        return torch.cat(list(self._encode_in_parts(sentences)))
+
+    def unknown_words(self, sentences: Sequence[str]) -> tuple[str, ...]:
+        """Return the word pieces the text tower never saw: those whose embedding is all zero (the embedded model's)."""
+        embedding = next(m for m in self.model.modules() if isinstance(m, nn.Embedding))
+        known = (embedding.weight != 0).any(dim=1).tolist()
+        pieces = {token for sentence in sentences for token in self._tokenizer.encode(sentence) if not known[token]}
+        return tuple(sorted(self._tokenizer.decode([token]).strip() for token in pieces))
+
+    def _encode_in_parts(self, sentences: Sequence[str]) -> Iterator[Tensor]:
+        for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
+            part = list(sentences[start : start + _SENTENCES_AT_ONCE])
+            ids = self._tokenizer(part, context_length=int(self.model.context_length)).to(self.device)
+            with torch.no_grad(), self.frozen_compute():
+                features = self.model.encode_text(ids)
+            yield F.normalize(features.float(), dim=-1)

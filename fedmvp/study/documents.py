@@ -7,6 +7,7 @@ value out of range or a broken line is reported in one way: file, line, key, wha
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,6 +83,37 @@ def parse_toml(document: bytes, *, source: str) -> dict[str, Any]:
         raise UserError(
             f"{source}: not valid TOML: {error}", remedy="correct that line; strings need quotes and keys need ="
         ) from None
+
+
+def parse_json(document: bytes, *, source: str) -> dict[str, Any]:
+    """Parse a JSON object in which no key occurs twice.
+
+    Args:
+        document: the exact bytes.
+        source: the name shown in messages.
+
+    Raises:
+        UserError: not UTF-8, not JSON, not an object, or a repeated key.
+    """
+    try:
+        value = json.loads(document.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except RecursionError:
+        problem = "nested too deeply"
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if isinstance(value, dict):
+            return value
+        problem = "not an object"
+    raise UserError(f"{source}: not valid JSON: {problem}", remedy="the file is damaged; get it again")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers must never see two values of one key."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def validate(model: type[Document], values: Mapping[str, Any], *, source: str, text: str = "") -> Document:

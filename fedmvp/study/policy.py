@@ -16,10 +16,10 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from fedmvp.study.documents import Section, parse_toml, read_document, validate
 from fedmvp.study.signatures import verify_document
 from secure_agg.encoding import digest
+from secure_agg.policy import COMPLETE_GRAPH_LIMIT_SITES, SecureSumPolicy
 
 if TYPE_CHECKING:
     from privacy.mechanism import PrivacyParameters
-    from secure_agg.policy import SecureSumPolicy
 
 POLICY_TAG = "fedmvp/policy/v1"
 
@@ -155,10 +155,12 @@ class PrivacySection(Section):
 class AggregationSection(Section):
     """[aggregation]: the secure sum and what the server does with it."""
 
-    colluders: int = Field(ge=1, le=1_000, description="sites that may pool what they know with the server")
-    min_cohort: int = Field(ge=3, le=10_000, description="fewest sites in a round")
-    min_honest: int = Field(ge=2, le=10_000, description="fewest honest inputs in any sum")
-    max_cohort: int = Field(ge=3, le=10_000, description="most sites in a round; bounds the ring")
+    colluders: int = Field(
+        ge=1, le=COMPLETE_GRAPH_LIMIT_SITES, description="sites that may pool what they know with the server"
+    )
+    min_cohort: int = Field(ge=3, le=COMPLETE_GRAPH_LIMIT_SITES, description="fewest sites in a round")
+    min_honest: int = Field(ge=2, le=COMPLETE_GRAPH_LIMIT_SITES, description="fewest honest inputs in any sum")
+    max_cohort: int = Field(ge=3, le=COMPLETE_GRAPH_LIMIT_SITES, description="most sites in a round; bounds the ring")
     ring_bits: Literal[16, 32, 64] = Field(default=32, description="bits of one masked number")
     value_range: PositiveFloat = Field(description="largest size of one coordinate of a site's update")
     server_optimizer: Literal["sgd", "adam"] = Field(description="how the mean update is applied")
@@ -167,24 +169,21 @@ class AggregationSection(Section):
     adam_beta2: float = Field(default=0.99, ge=0, lt=1, description="decay of the square; adam only")
     adam_epsilon: PositiveFloat = Field(default=1e-8, description="added to the root; adam only")
 
-    def threshold(self, cohort: int) -> int:
-        """Survivors a cohort of this size needs."""
-        return (cohort + self.colluders) // 2 + 1
+    def secure_sum(self, dimension: int) -> SecureSumPolicy:
+        """Return the limits of a secure sum of vectors of this length; PolicyError if there is no such sum."""
+        return SecureSumPolicy.from_range(
+            value_range=self.value_range,
+            colluders=self.colluders,
+            min_cohort=self.min_cohort,
+            min_honest=self.min_honest,
+            max_cohort=self.max_cohort,
+            dimension=dimension,
+            ring_bits=self.ring_bits,
+        )
 
     @model_validator(mode="after")
     def _sums_hide_enough(self) -> Self:
-        if self.max_cohort < self.min_cohort:
-            raise ValueError(f"max_cohort {self.max_cohort} is below min_cohort {self.min_cohort}")
-        threshold = self.threshold(self.min_cohort)
-        if threshold > self.min_cohort:
-            raise ValueError(
-                f"min_cohort {self.min_cohort} cannot reach the threshold {threshold} for {self.colluders} colluders"
-            )
-        if threshold - self.colluders < self.min_honest:
-            raise ValueError(
-                f"a cohort of {self.min_cohort} has threshold {threshold}, so only {threshold - self.colluders} honest "
-                f"inputs are certain; min_honest asks for {self.min_honest}"
-            )
+        self.secure_sum(dimension=1)
         return self
 
 
@@ -226,18 +225,7 @@ class StudyPolicy(Section):
 
     def secure_sum(self, dimension: int) -> SecureSumPolicy:
         """Return the secure sum's parameters for updates of ``dimension`` coordinates."""
-        from secure_agg.policy import SecureSumPolicy  # noqa: PLC0415 - commands that only read a policy stay quick
-
-        aggregation = self.aggregation
-        return SecureSumPolicy.from_range(
-            colluders=aggregation.colluders,
-            min_cohort=aggregation.min_cohort,
-            min_honest=aggregation.min_honest,
-            max_cohort=aggregation.max_cohort,
-            dimension=dimension,
-            ring_bits=aggregation.ring_bits,
-            value_range=aggregation.value_range,
-        )
+        return self.aggregation.secure_sum(dimension)
 
     def privacy_parameters(self) -> PrivacyParameters:
         """Return what one round costs, as the ledger records it."""

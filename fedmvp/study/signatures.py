@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -26,58 +24,44 @@ from cryptography.hazmat.primitives.serialization import (
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.study.documents import read_document
 from fedmvp.study.storage import read_private, write_private
-from secure_agg.encoding import canonical
+from secure_agg.errors import SignatureError
+from secure_agg.keys import SigningKey, verify
 
 FINGERPRINT_PREFIX = "sha256:"
 
 
-@dataclass(frozen=True)
-class SignatureKey:
-    """An Ed25519 private key in a PEM file: the consortium's root, or a site's identity.
+def save_signing_key(path: Path, key: SigningKey) -> None:
+    """Write an Ed25519 private key as PEM with mode 0600; refuses to replace a file."""
+    private = Ed25519PrivateKey.from_private_bytes(key.to_bytes())
+    write_private(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+def load_signing_key(path: Path, *, what: str) -> SigningKey:
+    """Read an Ed25519 private key: a site's identity, or the consortium's root.
 
     Args:
-        private: the key; never shown.
+        path: a PEM file with mode 0600.
+        what: what the key is, for messages.
+
+    Raises:
+        UserError: missing, readable by others, or not such a key.
     """
+    try:
+        key = load_pem_private_key(read_private(path, what=what), password=None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UserError(
+            f"{what} {path} is not an unencrypted Ed25519 key in PEM",
+            remedy="restore the file from your backup",
+            exit_code=ExitCode.IDENTITY,
+        )
+    return SigningKey.from_bytes(key.private_bytes_raw())
 
-    private: Ed25519PrivateKey = field(repr=False)
 
-    @classmethod
-    def generate(cls) -> SignatureKey:
-        """Draw a new key."""
-        return cls(Ed25519PrivateKey.generate())
-
-    @classmethod
-    def load(cls, path: Path, *, what: str) -> SignatureKey:
-        """Read a PEM key file; refuses one that others can read."""
-        try:
-            key = load_pem_private_key(read_private(path, what=what), password=None)
-        except (ValueError, TypeError):
-            key = None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise UserError(
-                f"{what} {path} is not an unencrypted Ed25519 key in PEM",
-                remedy="restore the file from your backup",
-                exit_code=ExitCode.IDENTITY,
-            )
-        return cls(key)
-
-    @property
-    def public_bytes(self) -> bytes:
-        """The public key, 32 bytes."""
-        return self.private.public_key().public_bytes_raw()
-
-    @property
-    def private_bytes(self) -> bytes:
-        """The private key, 32 bytes, as ``secure_agg`` takes it."""
-        return self.private.private_bytes_raw()
-
-    def save(self, path: Path) -> None:
-        """Write the PEM file with mode 0600; refuses to replace a key."""
-        write_private(path, self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-    def sign_document(self, tag: str, document: bytes) -> bytes:
-        """Return the text of a signature file for ``document``."""
-        return self.private.sign(canonical(tag, document)).hex().encode() + b"\n"
+def sign_document(key: SigningKey, tag: str, document: bytes) -> bytes:
+    """Return the content of the signature file for ``document``."""
+    return key.sign(tag, document).hex().encode() + b"\n"
 
 
 def public_pem(public: bytes) -> bytes:
@@ -132,7 +116,7 @@ def check_fingerprint(public: bytes, expected: str) -> None:
     if not hmac.compare_digest(actual.removeprefix(FINGERPRINT_PREFIX), wanted):
         raise UserError(
             f"the root key has fingerprint {actual}, not the one you gave",
-            remedy="do not use this package; ask the consortium for its fingerprint by telephone, and for a new package",
+            remedy="do not use this package: ask the consortium for its fingerprint by telephone, and for a new one",
             exit_code=ExitCode.IDENTITY,
         )
 
@@ -151,9 +135,8 @@ def verify_signature(tag: str, document: bytes, signature: bytes, public: bytes,
         UserError: not this key's signature over these bytes under this tag.
     """
     try:
-        raw = bytes.fromhex(signature.decode("ascii").strip())
-        Ed25519PublicKey.from_public_bytes(public).verify(raw, canonical(tag, document))
-    except (ValueError, InvalidSignature):
+        verify(public, bytes.fromhex(signature.decode("ascii").strip()), tag, document)
+    except (ValueError, SignatureError):
         raise UserError(
             f"{source} does not carry a valid signature of the consortium's root",
             remedy="the file was changed after signing, or belongs to another study: install the study package again",

@@ -1,0 +1,155 @@
+"""The frozen tower and the trained prompts, joined.
+
+The module registers what is trained and nothing else: its parameters are exactly the vector that sites exchange. It takes
+features that were computed once for each image (`features.py`) and returns the prompted image feature. Before any training
+that feature is zero-shot CLIP's, so "nothing learned" means zero-shot accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedmvp.model.attributes import AttributeBank
+from fedmvp.model.backbone import Backbone
+from fedmvp.model.last_block import TAIL_NAMES, LastBlock
+from fedmvp.model.loss import fedmvp_loss
+from fedmvp.model.prompt_config import Injection, NeutralStart, PromptConfig, Variant
+from fedmvp.model.promptformer import as_prompt_module, build_promptformer
+
+Features = Mapping[str, Tensor]
+"""Tensors of equal first dimension by name; see `PromptedModel.summarise`."""
+
+
+class PromptedModel(nn.Module):
+    """CLIP with FedMVP's visual prompts.
+
+    Args:
+        backbone: the frozen CLIP; stays outside this module's parameters.
+        bank: attribute features and classifier of the task.
+        config: shape, place and start of the prompts.
+
+    Raises:
+        UserError: sizes that do not fit the backbone.
+    """
+
+    def __init__(self, backbone: Backbone, bank: AttributeBank, config: PromptConfig) -> None:
+        super().__init__()
+        config.check_widths(backbone.vision_width, backbone.n_patches)
+        self.config = config
+        self.backbone = backbone
+        self.bank = bank.to(backbone.device)
+        self.logit_scale = backbone.logit_scale
+        self._conditioning = self.bank.conditioning
+        self._last_block = LastBlock(backbone) if config.injection is Injection.LAST_BLOCK else None
+        self._initial: tuple[nn.Module, ...] = ()  # a tuple, so that its parameters are not registered
+        self.promptformer = self._build()
+        self.gate = self._build_gate()
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """What `forward` reads, in the order of a training batch."""
+        names = ("zero_shot", "prepared", *TAIL_NAMES) if self._last_block else ("zero_shot", "tokens")
+        names = (*names, "anchor") if self.config.neutral_start is NeutralStart.ANCHOR else names
+        return (*names, "target") if self.needs_mirrored_view else names
+
+    @property
+    def needs_mirrored_view(self) -> bool:
+        """Whether the loss compares with the features of mirrored images too."""
+        return self.config.flip and self.config.consistency_weight > 0
+
+    @torch.no_grad()
+    def summarise(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Compute what is frozen for each image, without the anchor, float32.
+
+        Args:
+            pixels: normalised images (b, 3, s, s).
+
+        Returns:
+            `zero_shot` (b, joint_width) and, for last-block injection, `prepared` and the names of `TAIL_NAMES`; for input
+            injection `tokens` (b, 1 + n_patches, vision_width).
+        """
+        backbone = self.backbone
+        with backbone.frozen_compute():
+            embedded = backbone.embed(pixels)
+            entering = backbone.run_blocks(backbone.enter(embedded), stop=-1)
+        if self._last_block is None:
+            with backbone.frozen_compute():
+                leaving = backbone.run_blocks(backbone.enter(embedded))
+            return {"zero_shot": backbone.project(leaving[:, 0].float()), "tokens": embedded.float()}
+        entering = entering.float()
+        prepared = as_prompt_module(self.promptformer).prepare(entering[:, 1:])
+        zero_shot = backbone.project(backbone.last_block(entering)[:, 0])
+        return {"zero_shot": zero_shot, "prepared": prepared, **self._last_block.summarise(entering)}
+
+    @torch.no_grad()
+    def anchor(self, features: Features) -> Tensor:
+        """Return the prompted features (b, joint_width) at the initial parameters, which are public and never change."""
+        if not self._initial:
+            self._initial = (self._build().requires_grad_(False),)
+        return self._prompted(self._initial[0], features)
+
+    def forward(self, features: Features) -> Tensor:
+        """Return normalised image features (b, joint_width)."""
+        zero_shot = features["zero_shot"]
+        prompted = self._prompted(self.promptformer, features)
+        if self.gate is None:
+            return F.normalize(zero_shot + (prompted - features["anchor"]), dim=-1)
+        opened = torch.tanh(self.gate(torch.ones_like(zero_shot[:, :1])))  # (b, 1): one copy a sample, as all inputs
+        return F.normalize(zero_shot + opened * (prompted - zero_shot), dim=-1)
+
+    def logits(self, feature: Tensor) -> Tensor:
+        """Return class logits (b, n_classes) of normalised image features."""
+        return self.logit_scale * feature @ self.bank.classifier.T
+
+    def loss_per_sample(self, feature: Tensor, features: Features, labels: Tensor) -> Tensor:
+        """Return the FedMVP loss (b,) of prompted features.
+
+        Args:
+            feature: what `forward` returned (b, joint_width).
+            features: the frozen features of the same images.
+            labels: class indices (b,).
+        """
+        return fedmvp_loss(
+            feature,
+            labels,
+            features["target" if self.needs_mirrored_view else "zero_shot"],
+            classifier=self.bank.classifier,
+            logit_scale=self.logit_scale,
+            consistency_weight=self.config.consistency_weight,
+        )
+
+    def _build(self) -> nn.Module:
+        backbone = self.backbone
+        module = build_promptformer(self.config, vision_width=backbone.vision_width, joint_width=backbone.joint_width)
+        return module.to(backbone.device)
+
+    def _build_gate(self) -> nn.Linear | None:
+        if self.config.neutral_start is not NeutralStart.MIX:
+            return None
+        gate = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(gate.weight)
+        return gate.to(self.backbone.device)
+
+    def _prompted(self, module: nn.Module, features: Features) -> Tensor:
+        """Return normalised CLIP features (b, joint_width) of images with the module's prompts."""
+        promptformer = as_prompt_module(module)
+        attributes = self._conditioning.expand(len(features["zero_shot"]), -1, -1)
+        if self._last_block is not None:
+            return self._last_block(promptformer(features["prepared"], attributes), dict(features))
+        tokens, backbone = features["tokens"], self.backbone
+        prompts = promptformer(promptformer.prepare(tokens[:, 1:]), attributes)
+        with backbone.frozen_compute():
+            leaving = backbone.run_blocks(backbone.enter(torch.cat([tokens, prompts], dim=1)))
+        return backbone.project(leaving[:, 0].float())
+
+
+def summary_identity(config: PromptConfig) -> str:
+    """Return the part of a configuration that decides what `summarise` computes; two equal ones may share a cache."""
+    if config.injection is Injection.INPUT:
+        return "input"
+    prompts = f"/{config.n_prompts}" if config.variant is Variant.NARROW else ""
+    return f"last-block/{config.variant}{prompts}"

@@ -53,6 +53,15 @@ def is_loopback(endpoint: str) -> bool:
         return host == "localhost"
 
 
+def is_wildcard(endpoint: str) -> bool:
+    """Whether an endpoint can be bound but not called: 0.0.0.0, [::]; ValueError when it is none at all."""
+    try:
+        return ipaddress.ip_address(split_endpoint(endpoint)[0]).is_unspecified
+    except ValueError:
+        split_endpoint(endpoint)
+        return False
+
+
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 

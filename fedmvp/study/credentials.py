@@ -46,9 +46,9 @@ class TlsFiles:
         days_left: days until the certificate expires.
     """
 
-    certificate: bytes
+    certificate: bytes = field(repr=False)
     private_key: bytes = field(repr=False)
-    ca: bytes
+    ca: bytes = field(repr=False)
     key_sha256: bytes
     days_left: int
 

@@ -1,7 +1,8 @@
 """The two files of an enrolment: the site's request, and the package that comes back.
 
-A request carries public keys only and is signed by the site's identity key. A package carries everything public that a
-site needs and is signed by the consortium's root, so it may travel by any means; the site checks the root's fingerprint.
+A request carries public keys only and is signed by the site's identity key. A package carries everything public that
+a site needs and is signed by the consortium's root, so it may travel by any means; the site checks the root's
+fingerprint.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def open_package(document: bytes, *, root_fingerprint: str, source: str) -> Stud
         source: the file's name for messages.
 
     Raises:
-        UserError: another root, a signature that does not hold, an expired certificate, or a site that is not on the roster.
+        UserError: another root, a signature that does not hold, an expired certificate, or a site not on the roster.
     """
     file = validate(PackageFile, parse_json(document, source=source), source=source)
     root_key = parse_public_pem(file.root_key.encode(), source=f"{source}: root_key")

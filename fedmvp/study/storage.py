@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedmvp.errors import ExitCode, UserError
@@ -64,6 +67,69 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def install_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Replace a folder of public files as a whole: readers see all of the old ones or all of the new ones.
+
+    Args:
+        target: the folder; replaced if it exists.
+        files: name to content.
+
+    Raises:
+        UserError: the disk refuses; the folder is then as it was.
+    """
+    staged = target.with_name(f".{target.name}.new-{secrets.token_hex(6)}")
+    retired = target.with_name(f".{target.name}.old-{secrets.token_hex(6)}")
+    try:
+        for name, content in files.items():
+            write_atomic(staged / name, content)
+        if target.exists():
+            target.rename(retired)
+        staged.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        raise UserError(
+            f"{target} cannot be installed: {error.strerror}",
+            remedy="check the folder, its permissions and free space",
+        ) from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a hidden folder to fill; its content appears in ``target`` when the block ends well, and never otherwise.
+
+    Args:
+        target: a folder that does not exist or is empty.
+
+    Raises:
+        UserError: the folder holds something, or the disk refuses.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(
+            f"{target} exists and is not empty",
+            remedy="choose a new folder; keys are never written over anything",
+        )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        staged = target / f".new-{secrets.token_hex(6)}"
+        staged.mkdir(mode=0o700)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be made: {error.strerror}", remedy="check the parent folder and its permissions"
+        ) from None
+    try:
+        yield staged
+        for item in sorted(staged.iterdir()):
+            item.rename(target / item.name)
+        sync_folder(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_private(path: Path, content: bytes, *, replace: bool = False) -> None:

@@ -69,7 +69,7 @@ def digest(tag: str, *fields: Buffer) -> bytes:
 def little_endian_bytes(array: NDArray[Any]) -> memoryview:
     """View an array's values as little-endian bytes in C order, copying only where it must."""
     swapped = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return memoryview(swapped.reshape(-1).view(np.uint8))
+    return swapped.reshape(-1).view(np.uint8).data
 
 
 def vector_digest(vector: NDArray[Any]) -> bytes:

@@ -1,8 +1,9 @@
 """What can go wrong in a secure sum, and whose mistake it is.
 
-A :class:`LocalProtocolError` is our own caller's mistake and leaves a session untouched. A :class:`RemoteProtocolError` is
-the other side's: a client session that raises one is dead, a server session that raises one has refused one message.
-:class:`AggregationAborted` ends a round that can no longer produce a sum. Nothing here carries a secret or a data value.
+A :class:`LocalProtocolError` is our own caller's mistake and leaves a session untouched. A
+:class:`RemoteProtocolError` is the other side's: a client session that raises one is dead, a server session that raises
+one has refused one message. :class:`AggregationAborted` ends a round that can no longer produce a sum. Nothing here
+carries a secret or a data value.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class RemoteProtocolError(SecureAggregationError):
         return f"{self.step}: {self.reason} (from {who})"
 
 
-class AggregationAborted(SecureAggregationError):
+class AggregationAborted(SecureAggregationError):  # noqa: N818 - an outcome that a round is designed to have  # noqa: N818 - an outcome that a round is designed to have
     """The round ends without a sum.
 
     Args:

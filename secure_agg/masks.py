@@ -1,7 +1,7 @@
 """Masks: a 32-byte seed stretched to a uniform vector of the ring and added in place, at the speed of the cipher.
 
-The keystream is produced into one cache-sized buffer and added from there, so that a mask never exists as a whole. With b
-a machine width the ring's wrap-around is that of the type: no modulo, no rejection, exactly uniform.
+The keystream is produced into one cache-sized buffer and added from there, so that a mask never exists as a whole. With
+b a machine width the ring's wrap-around is that of the type: no modulo, no rejection, exactly uniform.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ class MaskStream(Protocol):
         """Add (or subtract) the mask of a seed to a vector of ring elements, in place."""
 
 
-def add_mask(
-    vector: NDArray[Any], seed: bytes, *, subtract: bool = False, cipher: CipherName = "aes-256-ctr"
-) -> None:
+def add_mask(vector: NDArray[Any], seed: bytes, *, subtract: bool = False, cipher: CipherName = "aes-256-ctr") -> None:
     """Add the mask of a seed to a vector in place.
 
     Args:

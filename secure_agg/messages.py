@@ -1,7 +1,7 @@
 """The messages of a round, as frozen values whose lengths are checked when they are made.
 
-The edge of the program builds these from the wire; a malformed one raises RemoteProtocolError with the sender's id. What
-needs a key or a transcript to be checked is the sessions' work. A ``repr`` shows names and lengths, never bytes.
+The edge of the program builds these from the wire; a malformed one raises RemoteProtocolError with the sender's id.
+What needs a key or a transcript to be checked is the sessions' work. A ``repr`` shows names and lengths, never bytes.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class EncryptedShare(Message):
 
 @dataclass(frozen=True, repr=False)
 class ShareKeys(Message):
-    """Phase 2, site to server: the commitment to the self mask and a sealed pair of shares for every other site of U1."""
+    """Phase 2, site to server: the commitment to the self mask, and sealed shares for each other site of U1."""
 
     sender: int
     commitment: bytes

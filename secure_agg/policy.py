@@ -56,7 +56,9 @@ class SecureSumPolicy:
     def __post_init__(self) -> None:
         _require(self.colluders >= 1, "colluders is at least 1: every site that reads the sum is itself curious")
         _require(self.min_honest >= MIN_HONEST_FLOOR, f"min_honest is at least {MIN_HONEST_FLOOR}")
-        _require(self.min_cohort >= MIN_HONEST_FLOOR + 1, "min_cohort is at least 3: of two sites, each learns the other")
+        _require(
+            self.min_cohort >= MIN_HONEST_FLOOR + 1, "min_cohort is at least 3: of two sites, each learns the other"
+        )
         _require(
             self.min_cohort <= self.max_cohort <= COMPLETE_GRAPH_LIMIT_SITES,
             f"max_cohort lies between min_cohort and {COMPLETE_GRAPH_LIMIT_SITES}, the limit of the complete graph",

@@ -1,7 +1,7 @@
 """Real vectors as fixed-point integers modulo 2^b, and back: a sum is exact or the round is refused.
 
-Each site's integers lie in [-M, M] and the policy guarantees max_cohort * M < 2^(b-1), so the wrap-around of the unsigned
-type never reaches a sum of honest inputs, and a sum outside [-nM, nM] proves that some input was not one.
+Each site's integers lie in [-M, M] and the policy guarantees max_cohort * M < 2^(b-1), so the wrap-around of the
+unsigned type never reaches a sum of honest inputs, and a sum outside [-nM, nM] proves that some input was not one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def encode_with_count(policy: SecureSumPolicy, values: NDArray[np.float64]) -> t
         scaled = np.ldexp(np.asarray(values, dtype=np.float64), policy.fraction_bits)
     np.rint(scaled, out=scaled)
     limit = float(policy.max_magnitude)
-    # Above 2^53 float(M) may lie beside M: the integer clip decides. It fits: M < 2^62, as a cohort has 3 sites or more.
+    # Above 2^53 float(M) may lie beside M: the integer clip decides. It fits, as M < 2^62 for 3 sites or more.
     saturated = int(np.count_nonzero(np.abs(scaled) > limit))
     np.clip(scaled, -limit, limit, out=scaled)
     signed = scaled.astype(np.int64)
@@ -78,7 +78,9 @@ def check_sum(policy: SecureSumPolicy, total: NDArray[Any], n: int) -> None:
     if not 1 <= n <= policy.max_cohort:
         raise AggregationAborted(Step.PUBLISH, f"a sum of {n} inputs is not possible under this policy")
     if _magnitude(policy, total) > n * policy.max_magnitude:
-        raise AggregationAborted(Step.PUBLISH, "the sum is larger than its inputs can make it: an input was out of range")
+        raise AggregationAborted(
+            Step.PUBLISH, "the sum is larger than its inputs can make it: an input was out of range"
+        )
 
 
 def decode_sum(policy: SecureSumPolicy, total: NDArray[Any], n: int) -> NDArray[np.float64]:

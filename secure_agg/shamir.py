@@ -104,8 +104,8 @@ def recover_verified(
 ) -> tuple[bytes, tuple[int, ...]]:
     """Recover a secret that a commitment confirms, and say whose shares do not lie on its polynomial.
 
-    Sets of shares are tried with the fewest left out first, so that one liar among many costs at most as many attempts as
-    there are shares.
+    Sets of shares are tried with the fewest left out first, so that one liar among many costs at most as many attempts
+    as there are shares.
 
     Args:
         shares: share by index, at least ``threshold`` of them.

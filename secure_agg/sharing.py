@@ -18,7 +18,13 @@ _NONCE = bytes(12)
 
 
 def seal_shares(
-    channel_secret: bytes, keys_hash: bytes, *, sender: int, recipient: int, mask_key_share: bytes, self_mask_share: bytes
+    channel_secret: bytes,
+    keys_hash: bytes,
+    *,
+    sender: int,
+    recipient: int,
+    mask_key_share: bytes,
+    self_mask_share: bytes,
 ) -> bytes:
     """Encrypt one recipient's two shares (82 bytes).
 

@@ -1,7 +1,7 @@
 """The statements of a round that both sides must compute alike: what is hashed into T1 and T2, and what is signed.
 
-Every statement of docs/secure-aggregation.md with its label is written down here once, as a function that returns the tag
-and the fields for signing, verifying or hashing.
+Every statement of docs/secure-aggregation.md with its label is written down here once, as a function that returns the
+tag and the fields for signing, verifying or hashing.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ def round_transcript(
     _, survivors = survivors_statement(shares_hash, inputs)
     signatures = digest(
         "fedmvp/confirmations/v1",
-        *(part for item in sorted(confirmations, key=lambda c: c.sender) for part in (u32(item.sender), item.signature)),
+        *(
+            part
+            for item in sorted(confirmations, key=lambda c: c.sender)
+            for part in (u32(item.sender), item.signature)
+        ),
     )
     return digest("fedmvp/round-transcript/v1", *survivors, signatures, vector_digest(total))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from secure_agg.checks import ClientChecks
 from secure_agg.context import RoundContext, check_agreement
 from secure_agg.encoding import DIGEST_BYTES, vector_digest
 from secure_agg.errors import (
@@ -24,9 +25,8 @@ from secure_agg.errors import (
     LocalProtocolError,
     RemoteProtocolError,
     ShareError,
-    SignatureError,
 )
-from secure_agg.keys import AgreementKey, Randomness, SigningKey, verify
+from secure_agg.keys import AgreementKey, Randomness, SigningKey
 from secure_agg.masks import MaskStream, add_mask
 from secure_agg.messages import (
     Abort,
@@ -34,7 +34,6 @@ from secure_agg.messages import (
     AdvertiseKeys,
     Confirmations,
     EncryptedShare,
-    InputDigest,
     MaskedInput,
     PeerKeys,
     PeerShares,
@@ -135,7 +134,7 @@ class ClientSession:
         self._ledger_head = ledger_head
         self._randomness = randomness
         self._mask_stream = mask_stream
-        self._floor = policy.survivor_floor(len(context.cohort))
+        self._checks = ClientChecks(policy, roster, context, site_id)
         self._state = ClientState.START
         self._step = Step.ADVERTISE_KEYS
         self._accused = 0
@@ -191,7 +190,7 @@ class ClientSession:
             RemoteProtocolError: if a check of phase 1 fails; the session is dead.
         """
         with self._moving(ClientEvent.PEER_KEYS, Step.ADVERTISE_KEYS):
-            self._check_peer_keys(message.adverts)
+            self._checks.peer_keys(message.adverts, self._adverts[self._site_id])
             self._adverts = {advert.sender: advert for advert in message.adverts}
             self._keys_hash = keys_transcript(self._context, message.adverts)
             self._agree_with_peers()
@@ -207,14 +206,9 @@ class ClientSession:
             RemoteProtocolError: if a check of phase 2 fails; the session is dead.
         """
         with self._moving(ClientEvent.PEER_SHARES, Step.SHARE_KEYS):
-            commitments = self._check_commitments(message)
+            commitments = self._checks.commitments(message, self._adverts, self._commitment)
             for share in message.shares:
-                if share.commitment != commitments[share.sender]:
-                    raise self._blame(None, "a site's commitment is not the one in the list")
-                statement = share_statement(
-                    self._keys_hash, share.sender, self._site_id, share.commitment, share.ciphertext
-                )
-                self._verify(share.sender, share.signature, statement)
+                self._checks.peer_share(share, commitments[share.sender], self._keys_hash)
                 self._secrets.held[share.sender] = self._open(share.sender, share.ciphertext)
             self._sharers = tuple(sorted(commitments))
             self._shares_hash = shares_transcript(self._keys_hash, commitments)
@@ -261,7 +255,7 @@ class ClientSession:
             RemoteProtocolError: if a check of phase 4 fails; the session is dead.
         """
         with self._moving(ClientEvent.SURVIVORS, Step.CONFIRM_SURVIVORS):
-            self._check_survivors(message.inputs)
+            self._checks.survivors(message.inputs, self._sharers, self._shares_hash, self._own_digest)
             self._survivors = tuple(sorted(item.sender for item in message.inputs))
             self._confirmed = survivors_statement(self._shares_hash, message.inputs)
             tag, fields = self._confirmed
@@ -280,7 +274,7 @@ class ClientSession:
             RemoteProtocolError: if a check of phase 5 fails; the session is dead.
         """
         with self._moving(ClientEvent.CONFIRMATIONS, Step.UNMASK):
-            self._check_confirmations(message.confirmations)
+            self._checks.confirmations(message.confirmations, self._survivors, _held(self._confirmed))
             shares = tuple(self._release(owner) for owner in self._sharers)
             self._secrets = _Secrets()
             return UnmaskShares(self._site_id, shares)
@@ -300,11 +294,13 @@ class ClientSession:
         """
         with self._moving(ClientEvent.RESULT, Step.PUBLISH):
             if tuple(survivors) != self._survivors:
-                raise self._blame(None, "the published survivors are not those this site confirmed")
+                raise RemoteProtocolError(
+                    None, Step.PUBLISH, "the published survivors are not those this site confirmed"
+                )
             try:
                 return decode_sum(self._policy, total, len(self._survivors))
             except AggregationAborted as refused:
-                raise self._blame(None, refused.reason) from refused
+                raise RemoteProtocolError(None, Step.PUBLISH, refused.reason) from refused
 
     def abort(self, code: AbortCode | str) -> Abort:
         """Leave the round for good: erase the keys and sign a notice, which names whose message failed a check.
@@ -333,53 +329,18 @@ class ClientSession:
         except LocalProtocolError:
             self._step = previous
             raise
-        except BaseException:
+        except BaseException as failure:
+            # Whatever went wrong, a half-finished attempt must never be completed.
             self._erase()
             self._state = ClientState.DEAD
+            if isinstance(failure, RemoteProtocolError):
+                self._accused = failure.peer or 0
             raise
         self._state = target
 
     def _erase(self) -> None:
         """Drop every secret of the attempt, so that it can never be completed."""
         self._secrets = _Secrets()
-
-    def _blame(self, peer: int | None, reason: str) -> RemoteProtocolError:
-        """Name who failed a check of the current step, and remember it for the complaint."""
-        self._accused = peer or 0
-        return RemoteProtocolError(peer, self._step, reason)
-
-    def _verify(self, signer: int, signature: bytes, statement: Statement) -> None:
-        """Check a peer's signature over a statement of this attempt."""
-        tag, fields = statement
-        try:
-            verify(self._roster.entry(signer).verify_key, signature, tag, *fields)
-        except SignatureError:
-            # The signer may have been shown another context, or the server changed what was signed: no telling which.
-            raise self._blame(None, f"site {signer}'s signature is not over what this site sees") from None
-
-    def _check_members(self, senders: Sequence[int], allowed: Sequence[int] | Mapping[int, Any], what: str) -> None:
-        """Check that a set the server announces is one: distinct, within the earlier set, large enough, with us."""
-        if len(set(senders)) != len(senders):
-            raise self._blame(None, f"a site is listed twice among the {what}")
-        if not set(senders) <= set(allowed):
-            raise self._blame(None, f"a site among the {what} was not in the phase before")
-        if len(senders) < self._floor:
-            raise self._blame(None, f"{len(senders)} {what} where at least {self._floor} are needed")
-        if self._site_id not in senders:
-            raise self._blame(None, f"this site is not among the {what}")
-
-    def _check_peer_keys(self, adverts: Sequence[AdvertiseKeys]) -> None:
-        """Phase 1: U1 within the cohort, own keys unchanged, all keys signed for this context and distinct."""
-        self._check_members([advert.sender for advert in adverts], self._context.cohort, "sites with keys")
-        for advert in adverts:
-            if advert.sender == self._site_id and advert != self._adverts[self._site_id]:
-                raise self._blame(None, "this site's own keys were changed")
-            keys = (advert.encryption_key, advert.mask_key, advert.ledger_head)
-            statement = advertise_statement(self._context, advert.sender, *keys)
-            self._verify(advert.sender, advert.signature, statement)
-        public = [key for advert in adverts for key in (advert.encryption_key, advert.mask_key)]
-        if len(set(public)) != len(public):
-            raise self._blame(None, "a public key occurs twice")
 
     def _agree_with_peers(self) -> None:
         """Compute both Diffie-Hellman secrets with every peer now, so that a bad key is found early."""
@@ -391,7 +352,7 @@ class ClientSession:
                 self._secrets.channels[peer] = encryption.exchange(advert.encryption_key)
                 self._secrets.mask_secrets[peer] = mask.exchange(advert.mask_key)
             except KeyAgreementError:
-                raise self._blame(peer, "a public key is of low order") from None
+                raise RemoteProtocolError(peer, Step.ADVERTISE_KEYS, "a public key is of low order") from None
 
     def _share_secrets(self) -> ShareKeys:
         """Draw the self mask seed, commit to it, and seal a share of both secrets for every peer of U1."""
@@ -435,39 +396,7 @@ class ClientSession:
                 ciphertext=ciphertext,
             )
         except ShareError:
-            raise self._blame(sender, "a sealed share does not open") from None
-
-    def _check_commitments(self, message: PeerShares) -> dict[int, bytes]:
-        """Phase 2: U2 within U1, own commitment unchanged, exactly one share from each other member."""
-        members = [site_id for site_id, _ in message.commitments]
-        self._check_members(members, self._adverts, "sites with shares")
-        commitments = dict(message.commitments)
-        if commitments[self._site_id] != self._commitment:
-            raise self._blame(None, "this site's own commitment was changed")
-        senders = sorted(share.sender for share in message.shares)
-        if senders != sorted(set(members) - {self._site_id}):
-            raise self._blame(None, "the shares are not one from each other site")
-        return commitments
-
-    def _check_survivors(self, inputs: Sequence[InputDigest]) -> None:
-        """Phase 4: U3 within U2, own vector unchanged, every digest signed for this T2."""
-        self._check_members([item.sender for item in inputs], self._sharers, "survivors")
-        for item in inputs:
-            if item.sender == self._site_id and item.digest != self._own_digest:
-                raise self._blame(None, "this site's own vector was changed")
-            self._verify(item.sender, item.signature, input_statement(self._shares_hash, item.sender, item.digest))
-
-    def _check_confirmations(self, confirmations: Sequence[SurvivorConfirmation]) -> None:
-        """Phase 5: at least t distinct survivors signed exactly the statement this site signed."""
-        signers = [item.sender for item in confirmations]
-        if len(set(signers)) != len(signers):
-            raise self._blame(None, "a site is listed twice among the confirmations")
-        if not set(signers) <= set(self._survivors):
-            raise self._blame(None, "a confirmation comes from a site that is not a survivor")
-        if len(signers) < self._context.threshold:
-            raise self._blame(None, f"{len(signers)} confirmations where {self._context.threshold} are needed")
-        for item in confirmations:
-            self._verify(item.sender, item.signature, _held(self._confirmed))
+            raise RemoteProtocolError(sender, Step.SHARE_KEYS, "a sealed share does not open") from None
 
     def _release(self, owner: int) -> UnmaskShare:
         """Choose the one share of an owner that may leave: the survivor set alone decides its kind."""

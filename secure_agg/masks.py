@@ -58,10 +58,10 @@ def add_mask(vector: NDArray[Any], seed: bytes, *, subtract: bool = False, ciphe
         combine(part, mask[: part.nbytes].view(little_endian), out=part)
 
 
-def _keystream(seed: bytes, cipher: CipherName) -> CipherContext:
-    """Start a cipher whose output over zeros is the keystream; the seed is used once, so the nonce may be zero."""
+def _keystream(seed: bytes, cipher: CipherName, counter: bytes = bytes(BLOCK_BYTES)) -> CipherContext:
+    """Start a cipher whose output over zeros is the keystream; a seed is used once, so its counter starts at zero."""
     if cipher == "aes-256-ctr":
-        return Cipher(algorithms.AES(seed), modes.CTR(bytes(BLOCK_BYTES))).encryptor()
+        return Cipher(algorithms.AES(seed), modes.CTR(counter)).encryptor()
     if cipher == "chacha20":
-        return Cipher(algorithms.ChaCha20(seed, bytes(BLOCK_BYTES)), mode=None).encryptor()
+        return Cipher(algorithms.ChaCha20(seed, counter), mode=None).encryptor()
     raise LocalProtocolError(f"unknown cipher {cipher}")

@@ -1,8 +1,8 @@
 """The server's side of one attempt at one round.
 
 The session collects each phase's messages, refuses those that fail a check without harming the round, and closes the
-phase when its caller says so: deadlines are the caller's. It holds sums only: an input is added to the accumulator as it
-arrives and kept nowhere else. Driven with honest messages it ends in the exact sum or in AggregationAborted.
+phase when its caller says so: deadlines are the caller's. It holds sums only: an input is added to the accumulator as
+it arrives and kept nowhere else. Driven with honest messages it ends in the exact sum or in AggregationAborted.
 """
 
 from __future__ import annotations
@@ -252,9 +252,7 @@ class ServerSession:
             (owner, ShareKind.SELF_MASK if owner in self._inputs else ShareKind.MASK_KEY) for owner in self._shares
         )
         if kinds != wanted:
-            raise RemoteProtocolError(
-                message.sender, Step.UNMASK, "the shares are not one of the right kind for each site"
-            )
+            raise RemoteProtocolError(message.sender, Step.UNMASK, "not one share of the right kind for each site")
         Reconstruction.check_shares(message)
         self._unmask[message.sender] = message
 
@@ -265,8 +263,8 @@ class ServerSession:
             The exact sum of the survivors' inputs with its transcript.
 
         Raises:
-            raise RemoteProtocolError(message.sender, Step.UNMASK, "not one share of the right kind for each site")
-                sum is out of range.
+            AggregationAborted: with fewer than the threshold, if an owner's shares do not open its commitment, or if
+                the sum is out of range.
         """
         with self._closing(ServerEvent.CLOSE_UNMASK, len(self._unmask), self._context.threshold):
             complaints = self._take_masks_out()

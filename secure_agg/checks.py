@@ -1,0 +1,133 @@
+"""What a site checks in each of the server's messages, as if the server were malicious.
+
+The checks hold no secret and change nothing: they compare a message with what the site knows, and raise
+RemoteProtocolError. Their numbers are those of docs/secure-aggregation.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from secure_agg.context import RoundContext
+from secure_agg.errors import RemoteProtocolError, SignatureError
+from secure_agg.keys import verify
+from secure_agg.messages import AdvertiseKeys, InputDigest, PeerShare, PeerShares, SurvivorConfirmation
+from secure_agg.policy import SecureSumPolicy
+from secure_agg.roster import Roster
+from secure_agg.transcript import Statement, advertise_statement, input_statement, share_statement
+from secure_agg.transitions import Step
+
+
+class ClientChecks:
+    """The checks of one site in one attempt.
+
+    Args:
+        policy: the site's own policy.
+        roster: the site's own roster.
+        context: the attempt.
+        site_id: the site.
+    """
+
+    def __init__(self, policy: SecureSumPolicy, roster: Roster, context: RoundContext, site_id: int) -> None:
+        self._roster = roster
+        self._context = context
+        self._site_id = site_id
+        self._floor = policy.survivor_floor(len(context.cohort))
+
+    def peer_keys(self, adverts: Sequence[AdvertiseKeys], own: AdvertiseKeys) -> None:
+        """Phase 1: U1 is within the cohort, own keys are unchanged, all are signed for this context and distinct."""
+        step = Step.ADVERTISE_KEYS
+        self._members(step, [advert.sender for advert in adverts], self._context.cohort)
+        for advert in adverts:
+            if advert.sender == self._site_id and advert != own:
+                raise RemoteProtocolError(None, step, "this site's own keys were changed")
+            keys = (advert.encryption_key, advert.mask_key, advert.ledger_head)
+            self._signed(
+                step, advert.sender, advert.signature, advertise_statement(self._context, advert.sender, *keys)
+            )
+        public = [key for advert in adverts for key in (advert.encryption_key, advert.mask_key)]
+        if len(set(public)) != len(public):
+            raise RemoteProtocolError(None, step, "a public key occurs twice")
+
+    def commitments(self, message: PeerShares, key_holders: Collection[int], own_commitment: bytes) -> dict[int, bytes]:
+        """Phase 2: U2 is within U1, own commitment is unchanged, and there is one share from each other member.
+
+        Returns:
+            The commitment of every site of U2.
+        """
+        step = Step.SHARE_KEYS
+        members = [site_id for site_id, _ in message.commitments]
+        self._members(step, members, key_holders)
+        commitments = dict(message.commitments)
+        if commitments[self._site_id] != own_commitment:
+            raise RemoteProtocolError(None, step, "this site's own commitment was changed")
+        if sorted(share.sender for share in message.shares) != sorted(set(members) - {self._site_id}):
+            raise RemoteProtocolError(None, step, "the shares are not one from each other site")
+        return commitments
+
+    def peer_share(self, share: PeerShare, commitment: bytes, keys_hash: bytes) -> None:
+        """Phase 2: a sealed share comes with the listed commitment and is signed for this site and this T1."""
+        step = Step.SHARE_KEYS
+        if share.commitment != commitment:
+            raise RemoteProtocolError(None, step, "a site's commitment is not the one in the list")
+        statement = share_statement(keys_hash, share.sender, self._site_id, commitment, share.ciphertext)
+        self._signed(step, share.sender, share.signature, statement)
+
+    def survivors(
+        self, inputs: Sequence[InputDigest], sharers: Collection[int], shares_hash: bytes, own_digest: bytes
+    ) -> None:
+        """Phase 4: U3 is within U2, own vector is unchanged, every digest is signed for this T2."""
+        step = Step.CONFIRM_SURVIVORS
+        self._members(step, [item.sender for item in inputs], sharers)
+        for item in inputs:
+            if item.sender == self._site_id and item.digest != own_digest:
+                raise RemoteProtocolError(None, step, "this site's own vector was changed")
+            self._signed(step, item.sender, item.signature, input_statement(shares_hash, item.sender, item.digest))
+
+    def confirmations(
+        self, confirmations: Sequence[SurvivorConfirmation], survivors: Collection[int], statement: Statement
+    ) -> None:
+        """Phase 5: at least t distinct survivors signed exactly the statement this site signed."""
+        step = Step.UNMASK
+        signers = [item.sender for item in confirmations]
+        self._distinct(step, signers)
+        self._within(step, signers, survivors)
+        if len(signers) < self._context.threshold:
+            needed = self._context.threshold
+            raise RemoteProtocolError(None, step, f"{len(signers)} confirmations where {needed} are needed")
+        for item in confirmations:
+            self._signed(step, item.sender, item.signature, statement)
+
+    def _members(self, step: Step, senders: Sequence[int], allowed: Collection[int]) -> None:
+        """Check that a set the server announces is one: distinct, within the earlier set, large enough, with us."""
+        self._distinct(step, senders)
+        self._within(step, senders, allowed)
+        if len(senders) < self._floor:
+            raise RemoteProtocolError(None, step, f"{len(senders)} sites where at least {self._floor} are needed")
+        if self._site_id not in senders:
+            raise RemoteProtocolError(None, step, "this site is not among those the server lists")
+
+    @staticmethod
+    def _distinct(step: Step, senders: Sequence[int]) -> None:
+        """Refuse a list that counts a site twice."""
+        if len(set(senders)) != len(senders):
+            raise RemoteProtocolError(None, step, "a site is listed twice")
+
+    @staticmethod
+    def _within(step: Step, senders: Sequence[int], allowed: Collection[int]) -> None:
+        """Refuse a site that was not in the phase before."""
+        if not set(senders) <= set(allowed):
+            raise RemoteProtocolError(None, step, "a site is listed that was not in the phase before")
+
+    def _signed(self, step: Step, signer: int, signature: bytes, statement: Statement) -> None:
+        """Check a peer's signature over a statement of this attempt.
+
+        The server is blamed: the signer may have been shown another round, or its message changed on the way.
+        """
+        tag, fields = statement
+        try:
+            verify(self._roster.entry(signer).verify_key, signature, tag, *fields)
+        except SignatureError:
+            raise RemoteProtocolError(
+                None, step, f"site {signer}'s signature is not over what this site sees"
+            ) from None

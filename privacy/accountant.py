@@ -1,8 +1,8 @@
 """Epsilon from mechanisms: the accountant of record and two others that must agree with it.
 
 The number of record comes from the privacy-loss distributions of Google's dp_accounting (add-or-remove-one: the larger
-of the two directions), discretised pessimistically so that it is an upper bound. Renyi accounting and the PRV accountant
-of Opacus are cross-checks. Composition needs parameters fixed in advance; the signed study fixes them. The accounting
+of the two directions), discretised pessimistically so that it is an upper bound. Renyi accounting and Opacus' PRV
+accountant are cross-checks. Composition needs parameters fixed in advance; the signed study fixes them. The accounting
 libraries are imported when first used: they cost seconds, and opacus brings torch.
 """
 # ruff: noqa: PLC0415
@@ -20,8 +20,8 @@ from typing import Any
 from privacy.mechanism import MIN_NOISE_MULTIPLIER, SubsampledGaussian, check_delta
 
 _INTERVALS = ((4.0, 1e-4), (2.0, 5e-4), (0.0, 1e-3))
-"""Grid of the privacy loss in nats, by the smallest noise multiplier of a history. Rounding is upwards and costs under 0.02
-in epsilon; loud noise needs the finer grid because its losses are small, and can afford it because they are few."""
+"""Grid of the privacy loss in nats, by the smallest noise multiplier of a history. Rounding is upwards, under 0.02 in
+epsilon; loud noise needs the finer grid because its losses are small, and can afford it because they are few."""
 
 ACCOUNTANT = f"dp_accounting-{version('dp-accounting')} PLD"
 """Name and version written beside every charge and in every receipt."""

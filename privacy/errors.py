@@ -50,6 +50,10 @@ class TokenSpent(PrivacyRefused):
     """A release token was used a second time, or outside the process that reserved it."""
 
 
+class NotDecomposable(PrivacyRefused):
+    """The loss of one record depends on the others, or a per-sample gradient is wrong: clipping would bound nothing."""
+
+
 class LedgerError(PrivacyError):
     """The ledger cannot be trusted, reached or written."""
 

@@ -1,7 +1,7 @@
 """The budget of one dataset: durable, append-only, charged before anything is released.
 
-One ledger belongs to one dataset and lives as long as it does, across runs. :meth:`Ledger.reserve` writes the charge and
-the release mark as one durable entry and only then hands out the token that permits to send; a crash at any instant
+One ledger belongs to one dataset and lives as long as it does, across runs. :meth:`Ledger.reserve` writes the charge
+and the release mark as one durable entry and only then hands out the token that permits to send; a crash at any instant
 leaves the round untouched or charged, never released without a charge. There is no refund.
 """
 # ruff: noqa: A002 - "round" is the protocol's own word
@@ -203,6 +203,21 @@ class Ledger:
         """
         self._check_fits(params)
         return self._epsilon_with(params)
+
+    @property
+    def rounds_charged(self) -> int:
+        """How many releases the dataset has paid for, all runs together."""
+        return len(self._charges())
+
+    def check_usable(self, params: PrivacyParameters) -> None:
+        """Refuse a ledger that could not charge ``params`` even with budget left.
+
+        Raises:
+            LedgerError: it is closed, read-only, broken, or another process's.
+            PrivacyRefused: the parameters do not fit it.
+        """
+        self._check_writable()
+        self._check_fits(params)
 
     def check_affordable(self, params: PrivacyParameters) -> None:
         """Refuse, before any training, a round that could not be released afterwards.

@@ -57,7 +57,7 @@ class PrivacyReceipt:
         )
 
 
-def make_receipt(ledger: Ledger, *, site_id: int, run_id: str, round: int) -> PrivacyReceipt:  # noqa: A002 - the protocol's word
+def make_receipt(ledger: Ledger, *, site_id: int, run_id: str, round: int) -> PrivacyReceipt:  # noqa: A002
     """The receipt of a round that this ledger has charged.
 
     Raises:

@@ -1,7 +1,7 @@
 """The files of a ledger: an SQLite database, a lock, and a marker that makes loss and roll-back visible.
 
-Responsible for durability and for nothing else: what the entries mean is not known here. For a ledger at ``P`` the files
-are ``P`` (with SQLite's ``P-wal`` and ``P-shm`` while it is open), ``P.lock`` and ``P.created``. The database is always
+Responsible for durability and for nothing else: what the entries mean is not known here. For a ledger at ``P`` the
+files are ``P`` (with SQLite's ``P-wal`` and ``P-shm`` while it is open), ``P.lock`` and ``P.created``. The database is
 written before the marker, so a crash can leave the marker behind the chain but never ahead of it.
 """
 

@@ -1,0 +1,57 @@
+# The verbs of this project. `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEPENDENCIES := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint format protos bench clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.demo ## set up and run the demo: one server, four sites, real images; writes runs/demo/report.html
+	$(BIN)/python -m demo
+
+test: $(VENV)/.dev ## set up and run the tests
+	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.dev ## run every test, the exhaustive ones too
+	$(BIN)/python -m pytest -m "long or not long" --timeout 3600
+
+lint: $(VENV)/.dev ## ruff, mypy --strict and the import arrow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## lay out the code with ruff
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: $(VENV)/.dev ## generate fedmvp/rpc/v1 from protos/
+	$(BIN)/python -m tools.generate_protos
+
+bench: $(VENV)/.demo ## print the figures of docs/performance.md
+	$(BIN)/python -m benchmarks.secure_sum
+	$(BIN)/python -m benchmarks.round_trip
+
+clean: ## remove the virtual environment, caches and runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis runs *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11"; echo "remedy: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python $(DEPENDENCIES)
+	@echo "installing fedmvp into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "installing what the tests need into $(VENV)"
+	$(PIP) --editable ".[demo,dev]"
+	@touch $@

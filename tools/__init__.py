@@ -1,0 +1,1 @@
+"""Programs for those who work on fedmvp itself; none of them is installed."""

@@ -1,7 +1,7 @@
 """The text side of a study: attribute features to condition on and the classifier made of sentences.
 
-Frozen and public, so it is computed once and cached by the weights and the sentences. FedMVP conditions the prompts on the
-bare attributes and classifies with the sentences that hold them.
+Frozen and public, so it is computed once and cached by the weights and the sentences. FedMVP conditions the prompts on
+the bare attributes and classifies with the sentences that hold them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ class AttributeBank:
     """What the text tower says of a task.
 
     Attributes:
-        attributes: normalised features of the bare attributes, padded with zeros; (n_classes, most_attributes, joint_width).
+        attributes: normalised features of the bare attributes, padded with zeros; (n_classes, most_attributes,
+            joint_width).
         mask: True where an attribute exists; (n_classes, most_attributes).
-        classifier: mean over attributes of the normalised sentence features, not normalised again; (n_classes, joint_width).
+        classifier: mean over attributes of the normalised sentence features, not normalised again; (n_classes,
+            joint_width).
         class_names: the classes in the order of the rows.
         unknown_words: word pieces the text tower was never trained on; empty for the published backbones.
     """
@@ -39,8 +41,8 @@ class AttributeBank:
     def conditioning(self) -> Tensor:
         """The attributes that exist, centred over attributes and scaled to unit rms; (n_attributes, joint_width).
 
-        Text features of one domain lie in a narrow cone. Without centring every attribute looks alike to an attention, and
-        prompts come out equal for all images.
+        Text features of one domain lie in a narrow cone. Without centring every attribute looks alike to an attention,
+        and prompts come out equal for all images.
         """
         rows = self.attributes[self.mask]
         rows = rows - rows.mean(dim=0, keepdim=True)
@@ -81,8 +83,8 @@ def build_attribute_bank(backbone: Backbone, task: Task, *, cache_dir: Path | No
 
 
 def _encode(backbone: Backbone, task: Task, sizes: list[int]) -> dict[str, Tensor]:
-    bare = backbone.encode_sentences(task.attributes).split(sizes)
-    sentences = backbone.encode_sentences(task.sentences).split(sizes)
+    bare = torch.split(backbone.encode_sentences(task.attributes), sizes)
+    sentences = torch.split(backbone.encode_sentences(task.sentences), sizes)
     attributes = torch.zeros(len(sizes), max(sizes), backbone.joint_width, device=backbone.device)
     mask = torch.zeros(len(sizes), max(sizes), dtype=torch.bool, device=backbone.device)
     for row, features in enumerate(bare):

@@ -1,6 +1,7 @@
 """The frozen CLIP model: its sizes, its tokens, its features, its sentences.
 
-Every size is read from the loaded model. Nothing here is trained and nothing here knows prompts; `prompted.py` joins both.
+Every size is read from the loaded model. Nothing here is trained and nothing here knows prompts; `prompted.py` joins
+both.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Backbone:
         self.image_mean = tuple(float(value) for value in image_mean)
         self.image_std = tuple(float(value) for value in image_std)
         self._visual: Any = visual
+        self._clip: Any = self.model
         self._tokenizer = tokenizer
         self._state_hash: str | None = None
 
@@ -112,7 +114,7 @@ class Backbone:
     @property
     def logit_scale(self) -> float:
         """The frozen factor between a cosine and a logit."""
-        return float(self.model.logit_scale.detach().exp())
+        return float(self._clip.logit_scale.detach().exp())
 
     @property
     def last_block(self) -> ResidualAttentionBlock:
@@ -167,14 +169,14 @@ class Backbone:
     def run_blocks(self, tokens: Tensor, *, stop: int | None = None) -> Tensor:
         """Run the blocks up to `stop` (as in a slice) over tokens (b, n, vision_width)."""
         transformer = self._visual.transformer
-        tokens = tokens if transformer.batch_first else tokens.transpose(0, 1)
+        states: Tensor = tokens if transformer.batch_first else tokens.transpose(0, 1)
         for block in transformer.resblocks[:stop]:
-            tokens = block(tokens)
-        return tokens if transformer.batch_first else tokens.transpose(0, 1)
+            states = block(states)
+        return states if transformer.batch_first else states.transpose(0, 1)
 
     def project(self, class_token: Tensor) -> Tensor:
         """Map the last class token (b, vision_width) to the normalised image feature (b, joint_width), float32."""
-        feature = self._visual.ln_post(class_token) @ self._visual.proj
+        feature: Tensor = self._visual.ln_post(class_token) @ self._visual.proj
         return F.normalize(feature.float(), dim=-1)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -189,7 +191,7 @@ class Backbone:
         Raises:
             UserError: a sentence has more tokens than the text tower reads; it is never cut silently.
         """
-        room = int(self.model.context_length) - 2  # start and end of text
+        room = int(self._clip.context_length) - 2  # start and end of text
         for sentence in sentences:
             if (length := len(self._tokenizer.encode(sentence))) > room:
                 raise UserError(
@@ -208,7 +210,7 @@ class Backbone:
     def _encode_in_parts(self, sentences: Sequence[str]) -> Iterator[Tensor]:
         for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
             part = list(sentences[start : start + _SENTENCES_AT_ONCE])
-            ids = self._tokenizer(part, context_length=int(self.model.context_length)).to(self.device)
+            ids = self._tokenizer(part, context_length=int(self._clip.context_length)).to(self.device)
             with torch.no_grad(), self.frozen_compute():
-                features = self.model.encode_text(ids)
+                features = self._clip.encode_text(ids)
             yield F.normalize(features.float(), dim=-1)

@@ -1,7 +1,8 @@
 """Tensors that are expensive to compute and never change, kept in a folder of the site.
 
-A cached file is named by the hash of everything it depends on and is written beside its place and renamed, so a reader finds
-all of it or nothing. Image features are personal data: the folder is the site's own and its files are readable by it alone.
+A cached file is named by the hash of everything it depends on and is written beside its place and renamed, so a reader
+finds all of it or nothing. Image features are personal data: the folder is the site's own and its files are readable
+by it alone.
 """
 
 from __future__ import annotations

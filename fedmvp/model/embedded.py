@@ -1,8 +1,8 @@
 """The small CLIP that ships with the package: how its file is written and read.
 
-`fedmvp-tiny.json` is open_clip's model configuration (plus the normalisation of images); `fedmvp-tiny.safetensors` is the
-state of open_clip's CLIP in float16. CLIP's vocabulary has 49,408 rows and the captions of a small model use a few hundred of
-them, so the token embedding is stored as the rows that were trained and their ids; every other row is zero.
+`fedmvp-tiny.json` is open_clip's model configuration (plus the normalisation of images); `fedmvp-tiny.safetensors` is
+the state of open_clip's CLIP in float16. CLIP's vocabulary has 49,408 rows and the captions of a small model use a few
+hundred of them, so the token embedding is stored as the rows that were trained and their ids; every other row is zero.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def build_clip(model_config: dict[str, Any], *, quick_gelu: bool | None = None) 
     """Build an open_clip CLIP with random weights.
 
     Args:
-        model_config: `embed_dim`, `vision_cfg`, `text_cfg`, and optionally `quick_gelu`; other keys are not for the builder.
+        model_config: `embed_dim`, `vision_cfg`, `text_cfg`, and optionally `quick_gelu`; other keys are not for the
+            builder.
         quick_gelu: overrides the configuration's activation where it is not None.
     """
     arguments = {key: value for key, value in model_config.items() if key in _BUILD_KEYS}

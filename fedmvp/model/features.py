@@ -1,7 +1,7 @@
 """Everything frozen about a set of images, computed once with a progress callback and kept in the site's cache folder.
 
-The tower runs over each image once (twice with the mirrored view), whatever the number of rounds. Cached files are named by
-backbone, pixels, injection and precision, never by labels; they are personal data and stay at the site.
+The tower runs over each image once (twice with the mirrored view), whatever the number of rounds. Cached files are
+named by backbone, pixels, injection and precision, never by labels; they are personal data and stay at the site.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ def extract_features(
     Returns:
         Features on the CPU, in `model.feature_names`.
     """
-    compute = lambda: _extract(model, images, batch_size, progress)  # noqa: E731
-    tensors = cached(cache_dir, _key(model, images), compute, prefix="features") if cache_dir else compute()
-    features = dict(tensors)
+    key = _key(model, images) if cache_dir else ""
+    features = dict(cached(cache_dir, key, lambda: _extract(model, images, batch_size, progress), prefix="features"))
     if "anchor" in model.feature_names:
         features["anchor"] = _anchors(model, FrozenFeatures(features), batch_size)
     if progress is not None:
@@ -101,9 +100,7 @@ def _key(model: PromptedModel, images: Tensor) -> str:
     )
 
 
-def _extract(
-    model: PromptedModel, images: Tensor, batch_size: int, progress: Progress | None
-) -> dict[str, Tensor]:
+def _extract(model: PromptedModel, images: Tensor, batch_size: int, progress: Progress | None) -> dict[str, Tensor]:
     backbone = model.backbone
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(images), batch_size):
@@ -120,6 +117,4 @@ def _extract(
 def _anchors(model: PromptedModel, features: FrozenFeatures, batch_size: int) -> Tensor:
     device = model.backbone.device
     parts = features.parts(batch_size)
-    return torch.cat(
-        [model.anchor({name: value.to(device) for name, value in part.items()}).cpu() for part in parts]
-    )
+    return torch.cat([model.anchor({name: value.to(device) for name, value in part.items()}).cpu() for part in parts])

@@ -1,7 +1,7 @@
 """From a name in the policy to a frozen backbone with weights.
 
-Three sources: the embedded model, an open_clip tag (downloaded or already in its cache), a checkpoint file of the site. The
-policy may pin the hash of the weights, so that every party is known to compute the same features.
+Three sources: the embedded model, an open_clip tag (downloaded or already in its cache), a checkpoint file of the
+site. The policy may pin the hash of the weights, so that every party is known to compute the same features.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class BackboneSpec:
         name: `fedmvp-tiny` or an open_clip architecture.
         pretrained: `embedded`, an open_clip tag, or empty where a checkpoint is given.
         sha256: expected state hash, 64 hex digits, or empty.
-        checkpoint: a local file with weights; wins over a download, while the tag still decides activation and normalisation.
+        checkpoint: a local file with weights; wins over a download, while the tag still decides activation and
+            normalisation.
     """
 
     name: str
@@ -118,7 +119,7 @@ def _fetch(spec: BackboneSpec, tag_config: dict[str, Any]) -> Path:
         return Path(open_clip.download_pretrained(tag_config))
     except Exception as failure:  # the hub client, urllib and the file system each have errors of their own
         raise UserError(
-            f"the weights '{spec.pretrained}' of backbone '{spec.name}' could not be downloaded ({type(failure).__name__})",
+            f"weights '{spec.pretrained}' of backbone '{spec.name}' could not be downloaded ({type(failure).__name__})",
             remedy="allow the download once, or copy the file here and set [compute] checkpoint to its path",
         ) from failure
 
@@ -136,7 +137,9 @@ def _read_weights(model: nn.Module, weights: Path, name: str) -> None:
     except Exception as failure:
         if type(failure).__name__ != "SafetensorError":
             raise
-        raise UserError(f"{weights} is not a safetensors file: {failure}", remedy="fetch the checkpoint again") from failure
+        raise UserError(
+            f"{weights} is not a safetensors file: {failure}", remedy="fetch the checkpoint again"
+        ) from failure
 
 
 def _wrap(

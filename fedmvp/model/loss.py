@@ -7,12 +7,19 @@ from torch import Tensor
 
 
 def fedmvp_loss(
-    feature: Tensor, labels: Tensor, target: Tensor, *, classifier: Tensor, logit_scale: float, consistency_weight: float
+    feature: Tensor,
+    labels: Tensor,
+    target: Tensor,
+    *,
+    classifier: Tensor,
+    logit_scale: float,
+    consistency_weight: float,
 ) -> Tensor:
     """Return cross-entropy plus weighted distance to the frozen feature, for each sample.
 
-    The paper compares with one view, mirrored by a fair coin. The distance is linear in the frozen feature, so `target` holds
-    the mean of both views' features and the term is the coin's expectation: the same objective without its variance.
+    The paper compares with one view, mirrored by a fair coin. The distance is linear in the frozen feature, so
+    `target` holds the mean of both views' features and the term is the coin's expectation: the same objective without
+    its variance.
 
     Args:
         feature: normalised prompted features (b, joint_width).

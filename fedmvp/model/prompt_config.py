@@ -14,7 +14,7 @@ class Variant(StrEnum):
     FULL = "full"
     """The paper's PromptFormer; 9,845,760 parameters at ViT-B-16."""
     NARROW = "narrow"
-    """The same attention through a bottleneck, without feed-forward layer: a few thousand parameters, for private training."""
+    """The same attention through a bottleneck, no feed-forward: a few thousand parameters, for private training."""
     LORA = "lora"
     """A frozen full PromptFormer with trained low-rank pairs at the inputs of its query, key and value."""
 
@@ -81,6 +81,6 @@ class PromptConfig:
             )
         if self.n_prompts > n_patches:
             raise UserError(
-                f"n_prompts {self.n_prompts} is more than the backbone's {n_patches} patches, which they are pooled from",
+                f"n_prompts {self.n_prompts} is more than the {n_patches} patches they are pooled from",
                 remedy="lower [model] n_prompts",
             )

@@ -1,8 +1,8 @@
 """The frozen tower and the trained prompts, joined.
 
-The module registers what is trained and nothing else: its parameters are exactly the vector that sites exchange. It takes
-features that were computed once for each image (`features.py`) and returns the prompted image feature. Before any training
-that feature is zero-shot CLIP's, so "nothing learned" means zero-shot accuracy.
+The module registers what is trained and nothing else: its parameters are exactly the vector that sites exchange. It
+takes features that were computed once for each image (`features.py`) and returns the prompted image feature. Before
+any training that feature is zero-shot CLIP's, so "nothing learned" means zero-shot accuracy.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class PromptedModel(nn.Module):
             pixels: normalised images (b, 3, s, s).
 
         Returns:
-            `zero_shot` (b, joint_width) and, for last-block injection, `prepared` and the names of `TAIL_NAMES`; for input
-            injection `tokens` (b, 1 + n_patches, vision_width).
+            `zero_shot` (b, joint_width) and, for last-block injection, `prepared` and the names of `TAIL_NAMES`; for
+            input injection `tokens` (b, 1 + n_patches, vision_width).
         """
         backbone = self.backbone
         with backbone.frozen_compute():
@@ -87,7 +87,7 @@ class PromptedModel(nn.Module):
 
     @torch.no_grad()
     def anchor(self, features: Features) -> Tensor:
-        """Return the prompted features (b, joint_width) at the initial parameters, which are public and never change."""
+        """Return the prompted features (b, joint_width) at the initial parameters, which are public and constant."""
         if not self._initial:
             self._initial = (self._build().requires_grad_(False),)
         return self._prompted(self._initial[0], features)

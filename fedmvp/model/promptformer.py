@@ -1,9 +1,9 @@
 """PromptFormer: image tokens attend to attribute features and become visual prompts (FedMVP, ICCV 2025, section 3).
 
-Three variants, one interface: `prepare` is the part without trained parameters, done once for each image; `forward` maps what
-it returns and the attributes to prompts. Attributes arrive expanded to one copy a sample, because per-sample gradients of a
-layer are read off its inputs: a leading dimension of one would give one gradient for the whole batch. There is no
-`nn.MultiheadAttention` and no batch statistic, so every gradient splits by sample.
+Three variants, one interface: `prepare` is the part without trained parameters, done once for each image; `forward`
+maps what it returns and the attributes to prompts. Attributes arrive expanded to one copy a sample, because per-sample
+gradients of a layer are read off its inputs: a leading dimension of one would give one gradient for the whole batch.
+There is no `nn.MultiheadAttention` and no batch statistic, so every gradient splits by sample.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class PromptModule(Protocol):
     """What every variant offers."""
 
     def prepare(self, tokens: Tensor) -> Tensor:
-        """Map patch tokens (b, n_patches, vision_width) to what `forward` conditions on; no trained parameter takes part."""
+        """Map patch tokens (b, n_patches, vision_width) to what `forward` conditions on, by no trained parameter."""
 
     def __call__(self, prepared: Tensor, attributes: Tensor) -> Tensor:
-        """Map (b, n, vision_width) and attributes (b, n_attributes, joint_width) to prompts (b, n_prompts, vision_width)."""
+        """Map these and attributes (b, n_attributes, joint_width) to prompts (b, n_prompts, vision_width)."""
 
 
 class PromptFormer(nn.Module):
@@ -72,8 +72,8 @@ class PromptFormer(nn.Module):
 class NarrowPromptFormer(nn.Module):
     """Attention through a bottleneck: 4 matrices of (width, bottleneck) and two of (bottleneck, bottleneck).
 
-    Tokens are normalised and pooled to one query a prompt before the attention, so what an image contributes is small enough
-    to keep for all images; norms have no parameters and layers no biases, since each parameter costs noise.
+    Tokens are normalised and pooled to one query a prompt before the attention, so what an image contributes is small
+    enough to keep for all images; norms have no parameters and layers no biases, since each parameter costs noise.
     """
 
     def __init__(self, config: PromptConfig, *, vision_width: int, joint_width: int) -> None:
@@ -156,14 +156,16 @@ def build_promptformer(config: PromptConfig, *, vision_width: int, joint_width: 
 def initialise(module: nn.Module, seed: int) -> None:
     """Set orthogonal weights, zero biases, sharper queries, zero low-rank outputs.
 
-    Torch's default initialisation collapses: prompts come out equal for every image and nothing is learned. The draws come
-    from numpy in float64 and depend on the layer's name, so that platforms and orders of construction agree.
+    Torch's default initialisation collapses: prompts come out equal for every image and nothing is learned. The draws
+    come from numpy in float64 and depend on the layer's name, so that platforms and orders of construction agree.
     """
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.Linear) or layer.weight.is_meta:
             continue
         gain = _QUERY_GAIN if name.rsplit(".", 1)[-1] == "query" else 1.0
-        weight = np.zeros(layer.weight.shape) if name.endswith("_pair.up") else _orthogonal(layer.weight.shape, name, seed)
+        weight = (
+            np.zeros(layer.weight.shape) if name.endswith("_pair.up") else _orthogonal(layer.weight.shape, name, seed)
+        )
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(gain * weight))
             if layer.bias is not None:
@@ -174,7 +176,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, n_heads: int) -> Tensor:
     """Return multi-head attention of (b, q, width) over (b, k, width), before the output projection."""
 
     def split(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (b, n_heads, n, head_width)
+        by_head = tokens.reshape(*tokens.shape[:-1], n_heads, tokens.shape[-1] // n_heads)
+        return by_head.transpose(1, 2)  # (b, n_heads, n, head_width)
 
     mixed = F.scaled_dot_product_attention(split(query), split(key), split(value))
     return mixed.transpose(1, 2).flatten(2)

@@ -1,8 +1,9 @@
 """Makes `import torchvision` work beside a torch it was not compiled for.
 
-open_clip imports torchvision for its transforms alone. Where torchvision's compiled operators cannot be loaded (a CPU wheel
-of torch beside a CUDA wheel of torchvision, or the reverse), its Python part still insists that two operators are declared.
-This module declares them there, and only there; they have no kernel, and nothing of fedmvp calls them. It knows no CLIP.
+open_clip imports torchvision for its transforms alone. Where torchvision's compiled operators cannot be loaded (a CPU
+wheel of torch beside a CUDA wheel of torchvision, or the reverse), its Python part still insists that two operators
+are declared. This module declares them there, and only there; they have no kernel, and nothing of fedmvp calls them.
+It knows no CLIP.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def import_torchvision() -> None:
 
 
 def _declare_missing() -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
     _declared.append(library)
 
 

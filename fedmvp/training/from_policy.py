@@ -1,0 +1,63 @@
+"""Turns the signed policy into the values of training; the only module of training that knows a policy."""
+
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedmvp.training.aggregate import OptimizerKind, ServerOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmvp.model.features import FrozenFeatures
+    from fedmvp.model.prompted import PromptedModel
+    from fedmvp.study.policy import StudyPolicy
+    from fedmvp.training.local import LocalTrainer, LocalTraining
+    from privacy.ledger import Ledger
+
+# torch is imported by the functions that need it: the server's optimizer is asked for by processes that never train.
+
+
+def local_training_of(policy: StudyPolicy) -> LocalTraining:
+    """Return how every site trains."""
+    from fedmvp.training.local import LocalTraining
+
+    return LocalTraining(learning_rate=policy.training.learning_rate, momentum=policy.training.momentum)
+
+
+def server_optimizer_of(policy: StudyPolicy) -> ServerOptimizer:
+    """Return how the mean update is applied."""
+    aggregation = policy.aggregation
+    return ServerOptimizer(
+        kind=OptimizerKind(aggregation.server_optimizer),
+        learning_rate=aggregation.server_learning_rate,
+        beta1=aggregation.adam_beta1,
+        beta2=aggregation.adam_beta2,
+        epsilon=aggregation.adam_epsilon,
+    )
+
+
+def build_local_trainer(
+    policy: StudyPolicy, model: PromptedModel, features: FrozenFeatures, labels: Tensor, ledger: Ledger
+) -> LocalTrainer:
+    """Return a site's trainer under a policy.
+
+    Args:
+        policy: the verified policy.
+        model: from `build_prompted_model` of the same policy.
+        features: from `extract_features` of the site's images.
+        labels: class indices (n,).
+        ledger: the open ledger of these images.
+    """
+    from fedmvp.training.local import LocalTrainer
+
+    return LocalTrainer.for_prompts(
+        model,
+        features,
+        labels,
+        training=local_training_of(policy),
+        privacy=policy.privacy_parameters(),
+        ledger=ledger,
+    )

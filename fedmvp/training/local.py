@@ -1,0 +1,143 @@
+"""One site's part of a round: start from the published parameters, take the charged steps, return the difference.
+
+Works for any module whose loss splits by sample: the prompted model and the baselines go through the same door. It
+returns the update and nothing else; no loss, accuracy or count of a site leaves this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedmvp.errors import UserError
+from fedmvp.model.features import FrozenFeatures
+from fedmvp.model.parameters import Vector, get_vector, set_vector
+from fedmvp.model.prompted import PromptedModel
+from privacy.dpsgd import DpSgdEngine, LossPerSample
+from privacy.ledger import Ledger
+from privacy.mechanism import PrivacyParameters
+
+Update = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a site trains, apart from what changes privacy.
+
+    Attributes:
+        learning_rate: step size of local SGD.
+        momentum: of local SGD, in [0, 1); forgotten between rounds.
+        max_physical_batch: images at once through the module; memory and speed only.
+    """
+
+    learning_rate: float
+    momentum: float = 0.0
+    max_physical_batch: int = 256
+
+
+class LocalTrainer:
+    """Trains a module on the records of one site.
+
+    Args:
+        module: its trained parameters are the vector of the study.
+        data: tensors with the records along the first dimension.
+        loss_per_sample: maps (module, batch) to the losses (b,).
+        training: step size, momentum, memory.
+        privacy: mode, noise, sampling, denominators and steps of a round.
+        ledger: the open ledger of exactly these records.
+
+    Raises:
+        ValueError: tensors of different lengths, or a module without per-sample gradients.
+        PrivacyError: the ledger does not fit the parameters.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Sequence[Tensor],
+        loss_per_sample: LossPerSample,
+        *,
+        training: LocalTraining,
+        privacy: PrivacyParameters,
+        ledger: Ledger,
+    ) -> None:
+        if len({len(tensor) for tensor in data}) != 1:
+            raise ValueError("every tensor needs one row a record")
+        self._module = module
+        self._data = tuple(data)
+        self._steps = privacy.steps_per_round
+        self._engine = DpSgdEngine(
+            module,
+            loss_per_sample,
+            params=privacy,
+            ledger=ledger,
+            learning_rate=training.learning_rate,
+            momentum=training.momentum,
+            max_physical_batch=training.max_physical_batch,
+        )
+
+    @classmethod
+    def for_prompts(
+        cls,
+        model: PromptedModel,
+        features: FrozenFeatures,
+        labels: Tensor,
+        *,
+        training: LocalTraining,
+        privacy: PrivacyParameters,
+        ledger: Ledger,
+    ) -> LocalTrainer:
+        """Build the trainer of a prompted model.
+
+        Args:
+            model: the prompted model; its parameters are overwritten in every round.
+            features: from `extract_features` of the site's images.
+            labels: class indices (n,).
+            training: as above.
+            privacy: as above.
+            ledger: as above.
+        """
+        n_classes = len(model.bank.class_names)
+        if len(labels) != len(features) or (
+            len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes
+        ):
+            raise ValueError(f"labels must be one class index below {n_classes} an image")
+        names = model.feature_names
+
+        def loss_per_sample(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+            *tensors, targets = batch
+            part = dict(zip(names, tensors, strict=True))
+            return model.loss_per_sample(module(part), part, targets)
+
+        data = (*features.ordered(names), labels.to(torch.int64))
+        return cls(model, data, loss_per_sample, training=training, privacy=privacy, ledger=ledger)
+
+    def train_round(self, parameters: Vector) -> Update:
+        """Train one round and return what changed.
+
+        Args:
+            parameters: the published parameters, float32 (dimension,).
+
+        Returns:
+            The difference after the round's steps, float64 (dimension,). Not private until the ledger was charged for
+            it.
+
+        Raises:
+            BudgetExceeded: the round could not be released; nothing was trained.
+            UserError: the training diverged.
+            ValueError: parameters of the wrong length, or not finite.
+        """
+        set_vector(self._module, parameters)
+        self._engine.run(self._data, self._steps)
+        update = get_vector(self._module).astype(np.float64) - parameters.astype(np.float64)
+        if not np.isfinite(update).all():
+            raise UserError(
+                "local training diverged: the update holds numbers that are not finite",
+                remedy="leave this round out and ask the consortium for a smaller [training] learning_rate",
+            )
+        return update

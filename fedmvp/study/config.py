@@ -151,6 +151,7 @@ class DataSection(Section):
     dataset_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] = Field(
         description="name of these records in the ledger; the same in every study that uses them"
     )
+    require_every_class: bool = Field(default=True, description="refuse to run when a class has no image here")
 
 
 class LedgerSection(Section):
@@ -294,7 +295,7 @@ def _from_environment(model: type[ServerConfig] | type[ClientConfig], environmen
         if raw is None or raw == "":
             continue
         field = sections[table, key].model_fields[key]
-        found[f"{table}.{key}"] = _number(raw) if field.annotation in {int, float} else raw
+        found[f"{table}.{key}"] = _number(raw) if field.annotation in {int, float, bool} else raw
     return found
 
 

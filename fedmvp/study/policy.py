@@ -208,6 +208,11 @@ class StudyPolicy(Section):
 
     _document: bytes = PrivateAttr(default=b"")
 
+    @model_validator(mode="after")
+    def _can_be_accounted_for(self) -> Self:
+        self.privacy_parameters()
+        return self
+
     @property
     def document(self) -> bytes:
         """The exact bytes of ``policy.toml``."""
@@ -229,7 +234,7 @@ class StudyPolicy(Section):
 
     def privacy_parameters(self) -> PrivacyParameters:
         """Return what one round costs, as the ledger records it."""
-        from privacy.mechanism import Mode, PrivacyParameters  # noqa: PLC0415 - privacy loads torch; --help must not
+        from privacy.mechanism import Mode, PrivacyParameters  # noqa: PLC0415 - the --help of a command needs none of it
 
         section = self.privacy
         return PrivacyParameters(

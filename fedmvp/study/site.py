@@ -83,11 +83,11 @@ def create_site(folder: Path, options: SiteOptions) -> EnrolmentRequest:
     return parsed
 
 
-def join(folder: Path, package: Path, *, root_fingerprint: str) -> StudyPackage:
-    """Install a package in a site's folder, after checking all of it.
+def join(config_path: Path, package: Path, *, root_fingerprint: str) -> StudyPackage:
+    """Install a package at a site, after checking all of it.
 
     Args:
-        folder: the site's folder, made by :func:`create_site`.
+        config_path: the site's ``client.toml``; the study goes where it looks for the policy.
         package: the file the consortium sent.
         root_fingerprint: the root's fingerprint, learned by another way than the file.
 
@@ -97,7 +97,6 @@ def join(folder: Path, package: Path, *, root_fingerprint: str) -> StudyPackage:
     Raises:
         UserError: a check failed; nothing was written.
     """
-    config_path = folder / CONFIG_FILE
     config = load_client_config(config_path, environment={})
     document = read_document(package, what="study package", remedy="name the file that the consortium sent")
     opened = open_package(document, root_fingerprint=root_fingerprint, source=str(package))
@@ -111,7 +110,7 @@ def join(folder: Path, package: Path, *, root_fingerprint: str) -> StudyPackage:
     tls_key = TlsKey.load(config.identity.private_key)
     check_keys(find_site(opened.roster, config.site.name), signing_key.verify_key, tls_key.sha256)
     _refuse_older_roster(config.study.roster, opened)
-    install_folder(folder / "study", opened.files())
+    install_folder(config.study.policy.parent, opened.files())
     _fill_in_address(config_path, opened.file.server_address)
     return opened
 

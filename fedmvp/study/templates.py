@@ -132,6 +132,7 @@ root_key = "study/root.pub"
 [data]
 kind = {kind}            # "image-folder": one folder a class; "manifest": CSV with the columns image,label
 path = {data}
+require_every_class = true      # false where this site holds only some of the classes
 dataset_id = {dataset_id}       # these records' name in the ledger; keep it for as long as you keep the records
 
 [privacy]

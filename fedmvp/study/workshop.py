@@ -78,7 +78,7 @@ def create_study(
     roster = enrol(consortium, requests, server=server)
     for options in sites:
         package = consortium.folder / "packages" / f"{options.name}.json"
-        join(folder / SITES_FOLDER / options.name, package, root_fingerprint=consortium.root_fingerprint)
+        join(folder / SITES_FOLDER / options.name / CONFIG_FILE, package, root_fingerprint=consortium.root_fingerprint)
     return Study(
         folder=folder,
         server_config=server / "server.toml",

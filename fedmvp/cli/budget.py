@@ -1,0 +1,164 @@
+"""What the rounds still to come would cost: epsilon by round, before anything is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fedmvp.study.policy import StudyPolicy
+from privacy.accountant import epsilon
+from privacy.chain import EntryKind
+from privacy.ledger import Ledger
+from privacy.mechanism import Mode, PrivacyParameters, SubsampledGaussian
+
+ROWS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """Epsilon if the site is in every round up to ``round``.
+
+    Args:
+        round: the round.
+        study: epsilon of this run alone.
+        records: epsilon of the records over all runs.
+    """
+
+    round: int
+    study: float
+    records: float
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """The cost of a study to one ledger.
+
+    Args:
+        lines: some rounds of the plan, ascending; the last planned one is among them.
+        limit: the ledger's limit on the records' epsilon.
+        study_limit: the policy's limit on the study's epsilon.
+        delta: the delta of every epsilon here.
+        unit: what one neighbour adds or removes.
+        planned_rounds: rounds of the policy.
+        last_round: the last round already charged, 0 before the first.
+        affordable_round: the last round within both limits.
+    """
+
+    lines: tuple[BudgetLine, ...]
+    limit: float
+    study_limit: float
+    delta: float
+    unit: str
+    planned_rounds: int
+    last_round: int
+    affordable_round: int
+
+    columns: ClassVar[tuple[str, ...]] = ("after round", "epsilon of this study", "epsilon of these records", "")
+
+    @property
+    def title(self) -> str:
+        """The table's heading, which says what its epsilons mean."""
+        return f"Epsilon at delta {self.delta:g}, adding or removing one {self.unit}; limit {self.limit:g}"
+
+    def rows(self) -> Iterator[tuple[object, ...]]:
+        """The table's rows."""
+        for line in self.lines:
+            note = (
+                "over budget"
+                if line.round > self.affordable_round
+                else "spent"
+                if line.round == self.last_round
+                else ""
+            )
+            yield line.round, line.study, line.records, note
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan for programs."""
+        return {
+            "delta": self.delta,
+            "unit": self.unit,
+            "neighboring_relation": "add-or-remove-one",
+            "epsilon_max": self.limit,
+            "study_epsilon_max": self.study_limit,
+            "rounds_planned": self.planned_rounds,
+            "rounds_affordable": self.affordable_round,
+            "epsilon_by_round": [
+                {"round": line.round, "study": line.study, "records": line.records} for line in self.lines
+            ],
+        }
+
+
+def plan_budget(ledger: Ledger, policy: StudyPolicy) -> BudgetPlan:
+    """Work out epsilon by round for a site that takes part in every round from now on.
+
+    Args:
+        ledger: the records' ledger.
+        policy: the study.
+
+    Raises:
+        privacy.errors.PrivacyRefused: the policy does not fit the ledger (another delta, or no privacy).
+    """
+    parameters = policy.privacy_parameters()
+    ledger.epsilon_after(parameters)
+    run_id, planned = policy.study.run_id, policy.study.rounds
+    last = ledger.last_round(run_id)
+
+    def line(number: int) -> BudgetLine:
+        rounds = max(number - last, 0)
+        return BudgetLine(
+            number,
+            study=_epsilon(ledger, parameters, rounds, run_id=run_id),
+            records=_epsilon(ledger, parameters, rounds, run_id=None),
+        )
+
+    def affordable(number: int) -> bool:
+        costs = line(number)
+        return costs.records <= ledger.epsilon_max and costs.study <= policy.privacy.epsilon_max
+
+    end = _last_true(affordable, last, planned)
+    numbers = sorted({number for number in _spread(last, planned) if number >= max(last, 1)} | {end, planned} - {0})
+    return BudgetPlan(
+        lines=tuple(line(number) for number in numbers if number >= 1),
+        limit=ledger.epsilon_max,
+        study_limit=policy.privacy.epsilon_max,
+        delta=ledger.delta,
+        unit=ledger.unit,
+        planned_rounds=planned,
+        last_round=last,
+        affordable_round=end,
+    )
+
+
+def _epsilon(ledger: Ledger, parameters: PrivacyParameters, rounds: int, *, run_id: str | None) -> float:
+    """Epsilon of the charges (of one run, or of all) and of further rounds."""
+    charges = [
+        entry
+        for entry in ledger.entries()
+        if entry.kind is EntryKind.CHARGE and (run_id is None or entry.run_id == run_id)
+    ]
+    if any(charge.is_unsafe for charge in charges) or (rounds and parameters.mode is Mode.UNSAFE_NO_DP):
+        return math.inf
+    mechanisms = [charge.mechanism for charge in charges]
+    if rounds:
+        each = parameters.mechanism
+        mechanisms.append(SubsampledGaussian(each.sample_rate, each.noise_multiplier, each.steps * rounds))
+    return epsilon(mechanisms, ledger.delta)
+
+
+def _last_true(holds: Any, low: int, high: int) -> int:
+    """The largest number up to ``high`` for which a condition holds that fails for good; ``low`` if for none above."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _spread(first: int, last: int) -> list[int]:
+    """Some numbers from ``first`` to ``last``, about evenly spread."""
+    span = max(last - first, 1)
+    return [first + round(span * step / ROWS_SHOWN) for step in range(ROWS_SHOWN + 1)] + [first + 1]

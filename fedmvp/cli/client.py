@@ -1,0 +1,170 @@
+"""``fedmvp-client``: a site's commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from fedmvp.cli.program import (
+    config_option,
+    format_option,
+    insecure_option,
+    program_options,
+    run_program,
+    say,
+    stdout,
+)
+from fedmvp.errors import ExitCode, UserError
+from fedmvp.study.config import load_client_config
+
+FolderPath = click.Path(path_type=Path, file_okay=False)
+FilePath = click.Path(path_type=Path, dir_okay=False)
+
+
+def main() -> None:
+    """Entry point of ``fedmvp-client``."""
+    run_program(client, "fedmvp-client")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@program_options
+def client() -> None:
+    """Take part in a study: keys and images stay here, masked sums leave."""
+
+
+@client.command("init")
+@click.argument("folder", type=FolderPath)
+@click.option("--name", required=True, help="The site's name: lower-case letters, digits and hyphens.")
+@click.option("--organisation", required=True, help="Who answers for the site.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Image folder, or CSV manifest.")
+@click.option("--kind", type=click.Choice(["image-folder", "manifest"]), default="image-folder", show_default=True)
+@click.option("--dataset-id", required=True, help="These records' name in the ledger, in every study that uses them.")
+@click.option("--epsilon-max", type=float, required=True, help="The most epsilon these records may ever spend.")
+def init(
+    *,
+    folder: Path,
+    name: str,
+    organisation: str,
+    data: Path,
+    kind: Literal["image-folder", "manifest"],
+    dataset_id: str,
+    epsilon_max: float,
+) -> None:
+    """Make this site's FOLDER: private keys, request.json for the consortium, client.toml.
+
+    Prints the fingerprint of the request, which the consortium will ask you for.
+    """
+    from fedmvp.study.site import SiteOptions, create_site  # noqa: PLC0415
+
+    options = SiteOptions(name, organisation, data, kind=kind, dataset_id=dataset_id, epsilon_max=epsilon_max)
+    request = create_site(folder, options)
+    stdout().print(request.fingerprint)
+    say(f"made {folder}: keys that never leave it, and client.toml. Back it up.")
+    say(f"next: send {folder / 'request.json'} to the consortium, and tell it the fingerprint by telephone")
+
+
+@client.command("join")
+@click.argument("package", type=FilePath)
+@click.option("--root", "fingerprint", required=True, help="The consortium's root fingerprint, learned by another way.")
+@config_option("client.toml")
+def join(package: Path, fingerprint: str, config: Path) -> None:
+    """Install the signed PACKAGE that the consortium sent, after checking all of it."""
+    from fedmvp.cli.presentation import print_pairs  # noqa: PLC0415
+    from fedmvp.study import site  # noqa: PLC0415
+
+    opened = site.join(config, package, root_fingerprint=fingerprint)
+    print_pairs(opened.policy.terms())
+    if opened.policy.privacy.mode == "UNSAFE-no-dp":
+        say("warning: this study gives no differential privacy; use public data only")
+    say(f"joined as {opened.file.site}; roster version {opened.roster.version}")
+    say("next: fedmvp-client ledger create, then fedmvp-client check")
+
+
+@client.command("check")
+@config_option("client.toml")
+@format_option
+@click.option("--offline", is_flag=True, help="Do not try to reach the server.")
+@insecure_option
+def check(config: Path, style: str, offline: bool, insecure: bool) -> None:
+    """Look for everything that would stop a run, and print epsilon by round.
+
+    Every problem is named with its remedy; the exit code is that of the first one.
+    """
+    from fedmvp.cli.checks import check_site  # noqa: PLC0415
+
+    code = check_site(config, style=style, offline=offline, insecure=insecure)
+    if code is not ExitCode.OK:
+        raise click.exceptions.Exit(int(code))
+
+
+@client.command("run")
+@config_option("client.toml")
+@click.option("--server", "address", help="host:port of the server, instead of [server] address.")
+@click.option("--device", help="auto, cpu, mps, cuda or cuda:N, instead of [compute] device.")
+@insecure_option
+def run(config: Path, address: str | None, device: str | None, insecure: bool) -> None:
+    """Take part until the study's rounds are complete or the budget is spent."""
+    overrides = {"server.address": address, "compute.device": device}
+    loaded = load_client_config(config, overrides=overrides, insecure=insecure)
+    if not loaded.server.address:
+        raise UserError(
+            f"{config}: [server] address is empty",
+            remedy="install the study package: fedmvp-client join PACKAGE --root ...",
+        )
+    if insecure:
+        say("warning: --insecure: no TLS, and nobody proves who they are")
+    from fedmvp.client.runner import run_client  # noqa: PLC0415 - loads grpc and torch
+
+    run_client(loaded)
+
+
+@client.group("ledger", invoke_without_command=True)
+@config_option("client.toml")
+@format_option
+@click.pass_context
+def ledger(context: click.Context, config: Path, style: str) -> None:
+    """Show what these records have spent, entry by entry."""
+    context.obj = config
+    if context.invoked_subcommand is None:
+        from fedmvp.cli.ledger import print_ledger  # noqa: PLC0415
+
+        print_ledger(load_client_config(config), style)
+
+
+@ledger.command("create")
+@click.option(
+    "--unsafe-no-dp", is_flag=True, help="Permit releases without privacy, for good; epsilon_max must be inf."
+)
+@click.pass_obj
+def ledger_create(config: Path, unsafe_no_dp: bool) -> None:
+    """Start the ledger of this site's records, once in their life."""
+    from fedmvp.cli.ledger import create_ledger  # noqa: PLC0415
+
+    create_ledger(load_client_config(config), unsafe=unsafe_no_dp)
+
+
+@ledger.command("verify")
+@click.pass_obj
+def ledger_verify(config: Path) -> None:
+    """Check the hash chain from the first entry to the last; prints the head."""
+    from fedmvp.cli.ledger import verify_ledger  # noqa: PLC0415
+
+    verify_ledger(load_client_config(config))
+
+
+@client.command("predict")
+@click.argument("images", nargs=-1, required=True, type=FilePath)
+@click.option("--prompts", required=True, type=FilePath, help="The prompts.safetensors of a run.")
+@click.option("--checkpoint", type=FilePath, help="Local weights of the backbone, where the policy names none.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, mps, cuda or cuda:N.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show.")
+@format_option
+def predict(
+    *, images: tuple[Path, ...], prompts: Path, checkpoint: Path | None, device: str, top: int, style: str
+) -> None:
+    """Classify IMAGES with tuned prompts; the prompts file names model and classes."""
+    from fedmvp.cli.predict import print_predictions  # noqa: PLC0415 - loads torch
+
+    print_predictions(images, prompts, checkpoint=checkpoint, device=device, top=top, style=style)

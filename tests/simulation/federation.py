@@ -103,6 +103,7 @@ class Federation:
     dimension: int = 8
     colluders: int = 1
     ring_bits: int = 32
+    min_cohort: int = 3
     seeded: bool = False
     client_stream: Callable[[int], MaskStream] = lambda _site: add_mask
     server_stream: MaskStream = add_mask
@@ -113,7 +114,11 @@ class Federation:
     def __post_init__(self) -> None:
         self.roster = make_roster(self.n)
         self.policy = make_policy(
-            self.n, dimension=self.dimension, colluders=self.colluders, ring_bits=self.ring_bits
+            self.n,
+            dimension=self.dimension,
+            colluders=self.colluders,
+            ring_bits=self.ring_bits,
+            min_cohort=self.min_cohort,
         )
         self.context = make_context(self.policy, self.roster, **self.context_changes)
         self.server = ServerSession(

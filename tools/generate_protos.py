@@ -1,7 +1,7 @@
 """Regenerate fedmvp/rpc/v1 from protos/: `python -m tools.generate_protos`, or `--check` to compare and change nothing.
 
-protoc names imports after the path of the .proto file (`fedmvp.v1`), while the generated modules live in `fedmvp.rpc.v1`;
-the one rewriting done here is that prefix.
+protoc names imports after the path of the .proto file (`fedmvp.v1`), while the generated modules live in
+`fedmvp.rpc.v1`; the one rewriting done here is that prefix.
 """
 
 from __future__ import annotations

@@ -102,9 +102,9 @@ def load_corpus(folder: Path, device: torch.device) -> tuple[Concepts, list[Sour
         return Source(name, torch.tensor(pixels, device=device), torch.tensor(labels.astype(np.int64), device=device), share)
 
     return concepts, [
-        source("photos", photos, photo_labels, 0.5),
+        source("photos", photos, photo_labels, 0.52),
         source("clothes", clothes, clothes_labels, 0.1),
-        source("emoji", read_emoji(drawings), emoji_labels, 0.1),
-        source("glyphs", drawings["glyphs"][:, None], drawings["glyph_labels"] + 20, 0.2),
-        source("scans", drawings["scans"][:, None], drawings["scan_labels"] + 20, 0.1),
+        source("emoji", read_emoji(drawings), emoji_labels, 0.08),
+        source("glyphs", drawings["glyphs"][:, None], drawings["glyph_labels"] + 20, 0.22),
+        source("scans", drawings["scans"][:, None], drawings["scan_labels"] + 20, 0.08),
     ]

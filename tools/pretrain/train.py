@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +26,45 @@ from open_clip.transformer import PatchDropout
 from tools.pretrain.augment import view
 from tools.pretrain.collect import read_idx
 from tools.pretrain.corpus import NAME_TEMPLATES, Concepts, Source, described_concepts, load_corpus, read_cifar10
+from tools.pretrain.muon import Muon
 
 CONFIG = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 32, "layers": 6, "width": 128, "head_width": 32, "patch_size": 4},
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 160, "head_width": 32, "patch_size": 4},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
 }
 MEAN = STD = 0.5
-EMA_DECAY = 0.998
+EMA_DECAY = 0.999
 # The share of patches hidden from the tower, by progress: cheap steps first, whole images at the end.
 PATCH_DROPOUT = ((0.0, 0.5), (0.75, 0.25), (0.92, 0.0))
 
 
-def tokenize(concepts: Concepts, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """All captions as ``(n_captions, 77)``, and where each concept's captions begin and how many there are."""
+@dataclass(frozen=True)
+class Captions:
+    """All captions of all concepts, tokenised over the vocabulary that they use.
+
+    Args:
+        tokens: ``(n_captions, 32)``, positions in ``used``; zero pads.
+            first: where each concept's captions begin ``(n_concepts,)``.
+        counts: how many captions each concept has ``(n_concepts,)``.
+        used: CLIP's numbers of the tokens in use, ascending; the first is the padding, the last the end of text.
+    """
+
+    tokens: torch.Tensor
+    first: torch.Tensor
+    counts: torch.Tensor
+    used: torch.Tensor
+
+
+def tokenize(concepts: Concepts, device: torch.device) -> Captions:
+    """Tokenise every caption with CLIP's tokenizer and renumber the tokens densely, in ascending order.
+
+    The order is kept because open_clip finds the end of a text at its largest token number.
+    """
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
     counts = torch.tensor([len(captions) for captions in concepts.captions], device=device)
-    tokens = tokenizer([caption for captions in concepts.captions for caption in captions])
-    return tokens.to(device), counts.cumsum(0) - counts, counts
+    used, tokens = tokenizer([caption for captions in concepts.captions for caption in captions]).unique(return_inverse=True)
+    return Captions(tokens.to(device), counts.cumsum(0) - counts, counts, used)
 
 
 def draw_batch(sources: list[Source], size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +136,7 @@ def make_optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.
     inside = [p for name, p in model.named_parameters() if "resblocks" in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if not ("resblocks" in name and p.ndim == 2)]
     return [
-        torch.optim.Muon(inside, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        Muon(inside, lr=learning_rate),
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
@@ -123,8 +145,10 @@ def train(arguments: argparse.Namespace, device: torch.device) -> torch.nn.Modul
     """The whole training; returns the averaged model."""
     torch.manual_seed(arguments.seed)
     concepts, sources = load_corpus(arguments.corpus, device)
-    tokens, first, counts = tokenize(concepts, device)
-    model = open_clip.CLIP(**copy.deepcopy(CONFIG))
+    captions = tokenize(concepts, device)
+    config = copy.deepcopy(CONFIG)
+    config["text_cfg"]["vocab_size"] = len(captions.used)
+    model = open_clip.CLIP(**config)
     start_like_a_trained_tower(model.visual)
     model.visual.patch_dropout = PatchDropout(0.5)
     model = model.to(device)
@@ -139,9 +163,9 @@ def train(arguments: argparse.Namespace, device: torch.device) -> torch.nn.Modul
             for group in optimizer.param_groups:
                 group["lr"] = rate
         images, labels = draw_batch(sources, arguments.batch)
-        extra = torch.randint(len(counts), (arguments.negatives,), device=device)
+        extra = torch.randint(len(captions.counts), (arguments.negatives,), device=device)
         asked = torch.cat([labels, extra]).unique()  # sorted concept numbers
-        chosen = tokens[first[asked] + (torch.rand(len(asked), device=device) * counts[asked]).long()]
+        chosen = captions.tokens[captions.first[asked] + (torch.rand(len(asked), device=device) * captions.counts[asked]).long()]
         targets = torch.searchsorted(asked, labels)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             image_features = F.normalize(model.visual(images), dim=-1)
@@ -162,18 +186,28 @@ def train(arguments: argparse.Namespace, device: torch.device) -> torch.nn.Modul
             print(json.dumps({"step": step, "seconds": round(seconds), "loss": round(loss.item(), 3),
                               "images_per_second": round(seen / seconds)}), flush=True)
         if step % arguments.save_every == 0:
-            save(average, concepts, arguments.out)
-    return average
+            save(average, captions.used, arguments.out)
+    save(average, captions.used, arguments.out)
+    return with_whole_vocabulary(average, captions.used)
 
 
-def save(model: torch.nn.Module, concepts: Concepts, path: Path) -> None:
-    """A float16 state with the token rows that the captions use."""
-    used = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])([caption for captions in concepts.captions for caption in captions]).unique()
+def save(model: torch.nn.Module, used: torch.Tensor, path: Path) -> None:
+    """A float16 state whose token rows are those in use, with their numbers beside them."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items() if name != "attn_mask"}
-    state["token_embedding.rows"] = state.pop("token_embedding.weight")[used]
+    state["token_embedding.rows"] = state.pop("token_embedding.weight")
     state["token_embedding.ids"] = used.to(torch.int32)
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     torch.save({"config": CONFIG, "state": halves}, path)
+
+
+def with_whole_vocabulary(model: torch.nn.Module, used: torch.Tensor) -> torch.nn.Module:
+    """The model with CLIP's whole vocabulary; rows of tokens that no caption used are zero."""
+    whole = open_clip.CLIP(**copy.deepcopy(CONFIG))
+    state = dict(model.state_dict())
+    rows = torch.zeros(CONFIG["text_cfg"]["vocab_size"], CONFIG["text_cfg"]["width"])
+    rows[used] = state["token_embedding.weight"].cpu()
+    whole.load_state_dict({**state, "token_embedding.weight": rows})
+    return whole.to(next(model.parameters()).device)
 
 
 def main() -> None:
@@ -181,10 +215,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=4200)
+    parser.add_argument("--seconds", type=float, default=5100)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--negatives", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=int, default=50)
@@ -194,7 +228,6 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = train(arguments, device).eval()
     concepts = described_concepts()
-    save(model, load_corpus(arguments.corpus, torch.device("cpu"))[0], arguments.out)
     photos, photo_labels = read_cifar10(arguments.corpus / "cifar10.tar.gz", "test")
     clothes, clothes_labels = (read_idx(arguments.corpus / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
     print(json.dumps({

@@ -81,7 +81,7 @@ def epsilon_prv(mechanisms: Iterable[SubsampledGaussian], delta: float) -> float
     accountant = PRVAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps) for sample_rate, noise_multiplier, steps in rows]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # log(0) at sample rate 1, handled by its own np.where
+        warnings.simplefilter("ignore")  # log(0) at rate 1, and advice on the orders of its first guess
         return float(accountant.get_epsilon(delta))
 
 

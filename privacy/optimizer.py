@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from privacy.mechanism import PrivacyParameters
 from privacy.noise import gaussian
-from privacy.per_sample import take_grad_sample
+from privacy.per_sample import as_rows, take_grad_sample
 
 Noise = Callable[[int, float], npt.NDArray[np.float64]]
 """Maps a length and a standard deviation to independent normal draws."""
@@ -88,7 +88,7 @@ def clip(grad_samples: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
     Returns:
         The same shapes.
     """
-    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in grad_samples]).norm(dim=0)  # (B,)
+    norms = torch.stack([as_rows(gradient).norm(dim=1) for gradient in grad_samples]).norm(dim=0)  # (B,)
     finite = torch.isfinite(norms)
     factor = torch.where(finite, (max_grad_norm / (norms + 1e-6)).clamp(max=1.0), torch.zeros_like(norms))
     clipped = []

@@ -7,6 +7,7 @@ structure is refused when the engine is built; what cannot is compared with the 
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -165,8 +166,13 @@ def take_grad_sample(parameter: nn.Parameter, size: int) -> Tensor:
     return grad_sample
 
 
+def as_rows(gradient: Tensor) -> Tensor:
+    """(B, *shape) as (B, size); also for a scalar parameter and an empty batch."""
+    return gradient.reshape(gradient.shape[0], math.prod(gradient.shape[1:]))
+
+
 def _flatten(gradients: Sequence[Tensor]) -> Tensor:
-    return torch.cat([gradient.detach().flatten(1).cpu().double() for gradient in gradients], dim=1)  # (B, d)
+    return torch.cat([as_rows(gradient.detach()).cpu().double() for gradient in gradients], dim=1)  # (B, d)
 
 
 def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:

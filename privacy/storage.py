@@ -153,7 +153,7 @@ class LedgerStore:
                 raise LedgerCorrupt(f"{self.path} is damaged: {state}")
             query = "SELECT seq, kind, body, previous, hash, release_key FROM entries ORDER BY seq"
             rows = self._connection.execute(query).fetchall()
-        entries = tuple(parse(*row[:5]) for row in rows)
+            entries = tuple(parse(*row[:5]) for row in rows)
         if any(entry.release_key != row[5] for entry, row in zip(entries, rows, strict=True)):
             raise LedgerCorrupt(f"{self.path}: a release mark does not match its charge")
         return entries
@@ -235,7 +235,7 @@ def _reading(path: Path) -> Iterator[None]:
         if "locked" in str(error) or "busy" in str(error):
             raise LedgerLocked(f"{path} is in use by another process") from error
         raise LedgerCorrupt(f"{path} cannot be read as a ledger: {error}") from error
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:  # damaged text, types or sizes
         raise LedgerCorrupt(f"{path} cannot be read as a ledger: {error}") from error
 
 

@@ -1,0 +1,118 @@
+"""However a site dies, what it sent was charged before, once, and the ledger opens again."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privacy import Ledger, LedgerRolledBack
+from tests.crash.spend import PARAMS
+
+STEPS = [
+    "before the transaction",
+    "before the insertion",
+    "inserted, not committed",
+    "committed, marker not written",
+    "marker drafted, not replaced",
+    "marker replaced, folder not synced",
+    "all durable, token not made",
+    "token made, nothing sent",
+    "token consumed, nothing sent",
+]
+
+
+def _run(folder: Path, trials: list[Any], *, send_first: bool = False) -> list[dict[str, Any]]:
+    request = json.dumps({"trials": trials, "send_first": send_first})
+    command = [sys.executable, "-m", "tests.crash.spend", str(folder), request]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    reports: list[dict[str, Any]] = json.loads(run.stdout)
+    assert len(reports) == len(trials)
+    return reports
+
+
+def _check(reports: list[dict[str, Any]]) -> None:
+    before: list[int] = []
+    for report in reports:
+        assert report["killed"], f"the site did not die {report['instant']}"
+        assert len(report["charged"]) == len(set(report["charged"])), "charged twice"
+        assert len(report["sent"]) == len(set(report["sent"])), "released twice"
+        assert set(report["sent"]) <= set(report["charged"]), "released but not charged"
+        assert report["charged"][: len(before)] == before, "a charge was forgotten"
+        before = report["charged"]
+
+
+def test_a_kill_at_every_step_of_a_reservation_leaves_it_charged_or_untouched(tmp_path: Path) -> None:
+    reports = _run(tmp_path, STEPS)
+    _check(reports)
+    assert len(reports[-1]["sent"]) < len(reports[-1]["charged"])  # some rounds were charged and never sent
+
+
+def test_kills_at_random_instants_leave_nothing_released_uncharged(tmp_path: Path) -> None:
+    instants = [random.Random(seed).uniform(0.01, 0.12) for seed in range(15)]
+    reports = _run(tmp_path, instants)
+    _check(reports)
+    assert len(reports[-1]["sent"]) > 0
+
+
+@pytest.mark.long
+def test_two_hundred_kills_at_random_instants_leave_nothing_released_uncharged(tmp_path: Path) -> None:
+    instants = [random.Random(1000 + seed).uniform(0.0, 0.15) for seed in range(200)]
+    _check(_run(tmp_path, instants))
+
+
+def test_control_a_site_that_sends_before_it_reserves_fails_the_same_check(tmp_path: Path) -> None:
+    reports = _run(tmp_path, ["before the transaction"], send_first=True)
+    with pytest.raises(AssertionError, match="not charged"):
+        _check(reports)
+
+
+def test_a_log_cut_anywhere_after_a_charge_was_used_is_refused(tmp_path: Path) -> None:
+    """A disk that loses what it had promised to keep is found out by the marker."""
+    path = tmp_path / "live.db"
+    ledger = Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=8.0)
+    for number in (1, 2, 3):
+        ledger.reserve("run", number, PARAMS, bytes(32)).consume()
+    files = {suffix: Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal", ".created")}
+    ledger.close()
+    log = files["-wal"]
+    opened = 0
+    for number, cut in enumerate([*range(0, len(log), 1031), len(log)]):
+        copy = tmp_path / f"copy-{number}.db"
+        for suffix, content in files.items():
+            Path(f"{copy}{suffix}").write_bytes(content[:cut] if suffix == "-wal" else content)
+        try:
+            with Ledger.open(copy) as survivor:
+                assert survivor.spent().rounds == 3
+            opened += 1
+        except LedgerRolledBack:
+            assert cut < len(log)
+    assert 1 <= opened < len(log) // 1031
+
+
+def test_a_file_size_limit_stops_the_spending_without_losing_a_charge(tmp_path: Path) -> None:
+    """The operating system refuses the write in the middle, as on a full disk."""
+    path = tmp_path / "small.db"
+    Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=50.0).close()
+    script = (
+        "import resource, signal, sys\n"
+        "from privacy import Ledger, LedgerError\n"
+        "from tests.crash.spend import PARAMS\n"
+        "ledger = Ledger.open(sys.argv[1]); ledger.epsilon_after(PARAMS)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "try:\n"
+        "    for number in range(1, 100):\n"
+        "        ledger.reserve('run', number, PARAMS, bytes(32)).consume(); print(number)\n"
+        "except LedgerError as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    *sent, last = run.stdout.split()
+    assert last == "LedgerWriteFailed", run.stderr
+    with Ledger.open(path) as ledger:
+        assert 0 < len(sent) <= ledger.spent().rounds <= len(sent) + 1

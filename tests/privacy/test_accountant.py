@@ -1,0 +1,111 @@
+"""Three accountants and a closed form must tell the same epsilon."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from privacy import SubsampledGaussian, accountant, calibrate_noise_multiplier, epsilon, epsilon_prv, epsilon_rdp
+
+GRID = [(0.01, 0.8, 500), (0.064, 1.12, 500), (0.128, 4.56, 300), (0.2, 2.0, 20), (1.0, 8.0, 40)]
+
+# sample rate, steps, delta: noise multiplier, to two decimals, for epsilon 1, 2, 4 and 8
+PUBLISHED = [
+    (0.128, 300, 1e-5, (8.39, 4.56, 2.57, 1.54)),
+    (0.064, 500, 1e-5, (5.45, 3.01, 1.75, 1.12)),
+    (0.064, 50, 1e-5, (2.03, 1.31, 0.92, 0.68)),
+    (0.032, 500, 1e-5, (2.83, 1.65, 1.08, 0.78)),
+    (0.0256, 1000, 1e-5, (3.15, 1.81, 1.14, 0.82)),
+    (0.01024, 2000, 2e-6, (2.04, 1.24, 0.87, 0.67)),
+]
+
+
+@pytest.mark.parametrize(("rate", "noise", "steps"), GRID)
+def test_the_independent_accountants_agree(rate: float, noise: float, steps: int) -> None:
+    history = [SubsampledGaussian(rate, noise, steps)]
+    record = epsilon(history, 1e-5)
+    assert abs(epsilon_prv(history, 1e-5) - record) <= 0.015
+    assert record <= epsilon_rdp(history, 1e-5) <= 1.3 * record
+
+
+@pytest.mark.parametrize(("rate", "steps", "delta", "noises"), PUBLISHED)
+def test_the_accountant_of_record_meets_the_published_table(
+    rate: float, steps: int, delta: float, noises: tuple[float, ...]
+) -> None:
+    for target, noise in zip((1.0, 2.0, 4.0, 8.0), noises, strict=True):
+        above, below = (epsilon([SubsampledGaussian(rate, noise + slack, steps)], delta) for slack in (-0.007, 0.007))
+        assert below <= target <= above
+
+
+def _exact_gaussian(noise: float, steps: int, delta: float) -> float:
+    """Balle and Wang 2018, theorem 8, for a sensitivity of one."""
+    mu = steps**0.5 / noise
+    return float(brentq(lambda e: norm.cdf(mu / 2 - e / mu) - norm.cdf(-mu / 2 - e / mu) * 2.718281828459045**e - delta,
+    0, 200))
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (3.0, 50), (20.0, 500)])
+def test_without_subsampling_the_closed_form_is_met_from_above(noise: float, steps: int) -> None:
+    exact = _exact_gaussian(noise, steps, 1e-5)
+    assert exact <= epsilon([SubsampledGaussian(1.0, noise, steps)], 1e-5) <= exact + 0.01
+
+
+def test_epsilon_rises_with_steps_and_rate_and_falls_with_noise_and_delta() -> None:
+    base = epsilon([SubsampledGaussian(0.05, 1.2, 100)], 1e-5)
+    assert base < epsilon([SubsampledGaussian(0.05, 1.2, 101)], 1e-5)
+    assert base < epsilon([SubsampledGaussian(0.051, 1.2, 100)], 1e-5)
+    assert base < epsilon([SubsampledGaussian(0.05, 1.19, 100)], 1e-5)
+    assert base < epsilon([SubsampledGaussian(0.05, 1.2, 100)], 1e-6)
+
+
+def test_epsilon_falls_with_noise_across_the_changes_of_grid() -> None:
+    values = [epsilon([SubsampledGaussian(0.02, noise, 400)], 1e-5) for noise in (1.9, 1.99, 2.0, 2.1, 3.9, 3.99, 4.0,
+    4.1)] assert all(first > second for first, second in itertools.pairwise(values))
+
+
+def test_a_history_counts_the_same_in_any_order_and_any_split() -> None:
+    one, other = SubsampledGaussian(0.05, 1.2, 60), SubsampledGaussian(0.1, 2.5, 40)
+    whole = epsilon([one, other], 1e-5)
+    parts = [SubsampledGaussian(0.1, 2.5, 10)] * 4 + [SubsampledGaussian(0.05, 1.2, 20)] * 3
+    assert epsilon(parts, 1e-5) == whole == epsilon([other, one], 1e-5)
+    assert max(epsilon([one], 1e-5), epsilon([other], 1e-5)) < whole < epsilon([one], 1e-5) + epsilon([other], 1e-5)
+
+
+def test_many_equal_rounds_cost_one_composition_and_a_repeated_question_none() -> None:
+    accountant._one_step.cache_clear()
+    accountant._composed.cache_clear()
+    rounds = [SubsampledGaussian(0.031, 1.31, 7)] * 150
+    first = epsilon(rounds, 1e-5)
+    assert epsilon(rounds, 1e-5) == first == epsilon([SubsampledGaussian(0.031, 1.31, 1050)], 1e-5)
+    assert (accountant._one_step.cache_info().misses, accountant._composed.cache_info().misses) == (1, 1)
+
+
+def test_nothing_run_costs_nothing() -> None:
+    assert epsilon([], 1e-5) == epsilon_rdp([], 1e-5) == epsilon_prv([], 1e-5) == 0.0
+
+
+def test_calibration_is_tight_and_on_the_safe_side() -> None:
+    noise = calibrate_noise_multiplier(2.0, 1e-5, 0.064, 50)
+    assert epsilon([SubsampledGaussian(0.064, noise, 50)], 1e-5) <= 2.0
+    assert epsilon([SubsampledGaussian(0.064, noise * 0.999, 50)], 1e-5) > 2.0
+
+
+def test_a_target_that_is_no_number_is_refused() -> None:
+    for target in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="target_epsilon"):
+            calibrate_noise_multiplier(target, 1e-5, 0.1, 10)
+
+
+def test_control_an_accountant_that_forgets_some_steps_fails_the_table() -> None:
+    rate, steps, delta, noises = PUBLISHED[0]
+    forgetful = epsilon([SubsampledGaussian(rate, noises[0] - 0.007, steps - 10)], delta)
+    assert not forgetful >= 1.0
+
+
+def test_the_ledger_can_be_imported_without_torch_or_an_accounting_library() -> None:
+    script = "import sys, privacy.ledger, privacy.receipt; print(sorted({'torch', 'opacus', 'dp_accounting'} &
+    set(sys.modules)))" run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

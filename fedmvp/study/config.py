@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from fedmvp.study.documents import Section, keys, nearest, parse_toml, read_docu
 
 VARIABLE_PREFIX = "FEDMVP_"
 OTHER_VARIABLES = frozenset({"FEDMVP_DEBUG", "FEDMVP_CONFIG", "FEDMVP_LOG_LEVEL", "FEDMVP_LOG_FORMAT"})
+
+HOST_PATTERN = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
 
 FilePath = Annotated[Path, Field(strict=False)]
 
@@ -38,10 +41,18 @@ def split_endpoint(value: str) -> tuple[str, int]:
     """Return (host, port) of ``host:port`` or ``[address]:port``; ValueError otherwise."""
     host, separator, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    number = int(port) if port.isdecimal() else -1
-    if not separator or not host or not 0 <= number <= 65535 or (":" in host) != ("[" in value):
+    number = int(port) if port.isascii() and port.isdecimal() else -1
+    named = re.fullmatch(HOST_PATTERN, host) is not None and "[" not in value
+    if not separator or not 0 <= number <= 65535 or not (named or (value.startswith("[") and _is_ipv6(host))):
         raise ValueError("write host:port, for example 127.0.0.1:8443 or [::1]:8443")
     return host, number
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -251,7 +262,12 @@ def load_client_config(
 
 def variable_names(model: type[ServerConfig] | type[ClientConfig]) -> dict[str, tuple[str, str]]:
     """Return the environment variables of a configuration: name to (table, key)."""
-    return {f"{VARIABLE_PREFIX}{table}_{key}".upper(): (table, key) for table, key, _ in keys(model)}
+    return {_variable(f"{table}.{key}"): (table, key) for table, key, _ in keys(model)}
+
+
+def _variable(name: str) -> str:
+    """The environment variable of "table.key"."""
+    return VARIABLE_PREFIX + name.replace(".", "_").upper()
 
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
@@ -275,14 +291,17 @@ def _load(
     base = path.absolute().parent
     _resolve_paths(model, values, base)
     outside = _from_environment(model, os.environ if environment is None else environment)
-    outside |= {name: value for name, value in (overrides or {}).items() if value is not None}
-    for name, value in outside.items():
+    flags = {name: value for name, value in (overrides or {}).items() if value is not None}
+    origins = {tuple(name.split(".")): _variable(name) for name in outside} | {
+        tuple(name.split(".")): "a flag" for name in flags
+    }
+    for name, value in (outside | flags).items():
         table, key = name.split(".")
         section = values.setdefault(table, {})
         if isinstance(section, dict):
             section[key] = Path(value).absolute() if _is_path(model, table, key) and value != "" else value
     _resolve_defaults(model, values, base)
-    config = validate(model, values, source=str(path), text=document.decode("utf-8", "replace"))
+    config = validate(model, values, source=str(path), text=document.decode("utf-8", "replace"), origins=origins)
     config._source = path.absolute()  # noqa: SLF001 - set once, here
     return config
 

@@ -116,7 +116,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def validate(model: type[Document], values: Mapping[str, Any], *, source: str, text: str = "") -> Document:
+def validate(
+    model: type[Document],
+    values: Mapping[str, Any],
+    *,
+    source: str,
+    text: str = "",
+    origins: Mapping[tuple[str, ...], str] | None = None,
+) -> Document:
     """Build ``model`` from parsed values.
 
     Args:
@@ -124,6 +131,7 @@ def validate(model: type[Document], values: Mapping[str, Any], *, source: str, t
         values: tables and keys as parsed.
         source: the name shown in messages.
         text: the document itself, so that messages can name the line.
+        origins: for (table, key) that did not come from the document, where they did come from.
 
     Raises:
         UserError: every problem found, in one message; the remedy names the valid key nearest to an unknown one.
@@ -132,7 +140,7 @@ def validate(model: type[Document], values: Mapping[str, Any], *, source: str, t
         return model.model_validate(dict(values))
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=True)
-    problems = _problems(model, details, text)
+    problems = _problems(model, details, text, origins or {})
     lines = [problem for problem, _ in problems[:MAX_PROBLEMS_SHOWN]]
     if len(problems) > MAX_PROBLEMS_SHOWN:
         lines.append(f"and {len(problems) - MAX_PROBLEMS_SHOWN} more")
@@ -168,7 +176,9 @@ def nested_model(annotation: Any) -> type[BaseModel] | None:
     return next((found for inner in get_args(annotation) if (found := nested_model(inner)) is not None), None)
 
 
-def _problems(model: type[BaseModel], details: Sequence[ErrorDetails], text: str) -> list[tuple[str, str | None]]:
+def _problems(
+    model: type[BaseModel], details: Sequence[ErrorDetails], text: str, origins: Mapping[tuple[str, ...], str]
+) -> list[tuple[str, str | None]]:
     """Every error as (sentence, remedy or None): unknown keys first, and not twice when one was only misspelt."""
     unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
     meant = {location: _meant(model, location) for location in unknown}
@@ -184,7 +194,9 @@ def _problems(model: type[BaseModel], details: Sequence[ErrorDetails], text: str
         if kind == "missing":
             found.append((f"missing key {place}", f"add {place}; docs/configuration.md says what it means"))
         else:
-            found.append((_sentence(detail, place + _line_suffix(location, text)), None))
+            origin = origins.get(tuple(str(step) for step in location[:2]))
+            suffix = f" (from {origin})" if origin is not None else _line_suffix(location, text)
+            found.append((_sentence(detail, place + suffix), None))
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedmvp.errors import ExitCode, UserError
+from fedmvp.study.config import HOST_PATTERN
 from fedmvp.study.documents import read_document
 from fedmvp.study.storage import read_private, write_private
 
@@ -278,12 +280,11 @@ def _host_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(host)
-    except ValueError:
+    if re.fullmatch(HOST_PATTERN, host) is None:
         raise UserError(
             f"{host!r} is not a host name or IP address", remedy="write it as sites will", exit_code=ExitCode.USAGE
-        ) from None
+        )
+    return x509.DNSName(host)
 
 
 def _name(common_name: str) -> x509.Name:

@@ -161,8 +161,8 @@ def read_private(path: Path, *, what: str) -> bytes:
             remedy="run as the user who owns the key",
             exit_code=ExitCode.IDENTITY,
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UserError(
                 f"{what} {path} is not a plain file", remedy="name the key file", exit_code=ExitCode.IDENTITY
@@ -173,4 +173,6 @@ def read_private(path: Path, *, what: str) -> bytes:
                 remedy=f"chmod 600 {path}; if others had access to this machine, enrol with new keys instead",
                 exit_code=ExitCode.IDENTITY,
             )
-        return file.read(MAX_KEY_FILE_BYTES)
+        return os.read(descriptor, MAX_KEY_FILE_BYTES)
+    finally:
+        os.close(descriptor)

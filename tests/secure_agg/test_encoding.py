@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secure_agg.encoding import canonical, digest, little_endian_bytes, tensors_digest, u32, u32_list, u64, vector_digest
+from secure_agg.encoding import (
+    canonical,
+    digest,
+    little_endian_bytes,
+    tensors_digest,
+    u32,
+    u32_list,
+    u64,
+    vector_digest,
+)
 
 statements = st.tuples(st.text(max_size=6), st.lists(st.binary(max_size=6), max_size=4))
 
@@ -25,7 +34,9 @@ def test_moving_the_border_between_two_fields_changes_the_bytes(one, other, cut)
 
 
 def test_the_encoding_is_length_prefixed_and_big_endian():
-    assert canonical("ab", b"", b"\x01\x02\x03") == bytes.fromhex("00000002" + "6162" + "00000000" + "00000003" + "010203")
+    assert canonical("ab", b"", b"\x01\x02\x03") == bytes.fromhex(
+        "00000002" + "6162" + "00000000" + "00000003" + "010203"
+    )
 
 
 def test_a_digest_is_sha_256_of_the_encoding():
@@ -54,7 +65,11 @@ def test_values_are_hashed_little_endian_on_every_machine():
 
 
 def test_a_vector_hash_depends_on_width_and_value():
-    hashes = {vector_digest(np.zeros(4, np.uint32)), vector_digest(np.zeros(8, np.uint16)), vector_digest(np.ones(4, np.uint32))}
+    hashes = {
+        vector_digest(np.zeros(4, np.uint32)),
+        vector_digest(np.zeros(8, np.uint16)),
+        vector_digest(np.ones(4, np.uint32)),
+    }
     assert len(hashes) == 3
 
 
@@ -81,7 +96,9 @@ def test_a_model_hash_does_not_depend_on_memory_layout():
 
 
 def test_a_scalar_and_an_empty_tensor_have_a_hash():
-    assert tensors_digest([("step", np.array(3, dtype=np.int64))]) != tensors_digest([("step", np.zeros(0, dtype=np.int64))])
+    assert tensors_digest([("step", np.array(3, dtype=np.int64))]) != tensors_digest(
+        [("step", np.zeros(0, dtype=np.int64))]
+    )
 
 
 def test_two_tensors_of_one_name_are_refused():

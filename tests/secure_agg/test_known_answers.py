@@ -81,9 +81,7 @@ def test_sealing_gives_the_answer_of_rfc_8439_section_2_8_2(monkeypatch):
     )
     monkeypatch.setattr(sharing, "_NONCE", unhex("070000004041424344454647"))
     monkeypatch.setattr(sharing, "_channel", lambda *_: (ChaCha20Poly1305(key), associated))
-    sealed = sharing.seal_shares(
-        b"", b"", sender=1, recipient=2, mask_key_share=plain[:40], self_mask_share=plain[40:]
-    )
+    sealed = sharing.seal_shares(b"", b"", sender=1, recipient=2, mask_key_share=plain[:40], self_mask_share=plain[40:])
     assert sealed == unhex(
         "d31a8d34648e60db7b86afbc53ef7ec2a4aded51296e08fea9e2b5a736ee62d63dbea45e8ca9671282fafb69da92728b"
         "1a71de0a9e060b2905d6a5b67ecd3b3692ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc"

@@ -11,7 +11,18 @@ from tests.simulation.federation import make_policy
 
 @pytest.mark.parametrize(
     ("n", "colluders", "t"),
-    [(3, 1, 3), (4, 1, 3), (5, 1, 4), (8, 2, 6), (10, 1, 6), (10, 3, 7), (20, 1, 11), (20, 6, 14), (50, 16, 34), (100, 33, 67)],
+    [
+        (3, 1, 3),
+        (4, 1, 3),
+        (5, 1, 4),
+        (8, 2, 6),
+        (10, 1, 6),
+        (10, 3, 7),
+        (20, 1, 11),
+        (20, 6, 14),
+        (50, 16, 34),
+        (100, 33, 67),
+    ],
 )
 def test_the_threshold_is_that_of_the_table(n, colluders, t):
     assert make_policy(n, colluders=colluders, min_cohort=n).threshold(n) == t

@@ -20,7 +20,8 @@ def is_probable_prime(n, bases=(2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)):
     while odd % 2 == 0:
         odd, twos = odd // 2, twos + 1
     return all(
-        (x := pow(base, odd, n)) in (1, n - 1) or any((x := x * x % n) == n - 1 for _ in range(twos - 1)) for base in bases
+        (x := pow(base, odd, n)) in (1, n - 1) or any((x := x * x % n) == n - 1 for _ in range(twos - 1))
+        for base in bases
     )
 
 
@@ -39,7 +40,11 @@ def test_every_subset_of_threshold_size_recovers_the_secret(secret, threshold, n
 
 
 @settings(max_examples=40)
-@given(st.binary(min_size=32, max_size=32), st.lists(st.integers(1, 2**32 - 1), min_size=2, max_size=8, unique=True), st.data())
+@given(
+    st.binary(min_size=32, max_size=32),
+    st.lists(st.integers(1, 2**32 - 1), min_size=2, max_size=8, unique=True),
+    st.data(),
+)
 def test_any_indices_and_any_threshold_round_trip(secret, indices, data):
     threshold = data.draw(st.integers(1, len(indices)))
     shares = split(secret, threshold, indices, os.urandom)

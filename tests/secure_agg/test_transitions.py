@@ -129,7 +129,9 @@ def test_a_server_refuses_every_call_that_is_not_in_its_table_and_stays_where_it
     whole = Federation(3)
     whole.run()
     federation = Federation(3)
-    for phase in [federation.keys, federation.shares, federation.masked, federation.confirm, federation.unmask][:phases]:
+    for phase in [federation.keys, federation.shares, federation.masked, federation.confirm, federation.unmask][
+        :phases
+    ]:
         phase()
     state = federation.server.state
     assert state is list(ServerState)[phases]

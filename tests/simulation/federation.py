@@ -54,7 +54,9 @@ def make_roster(n: int, *, revoked: tuple[int, ...] = ()) -> Roster:
     )
 
 
-def make_policy(n: int, *, dimension: int = 8, colluders: int = 1, ring_bits: int = 32, **other: Any) -> SecureSumPolicy:
+def make_policy(
+    n: int, *, dimension: int = 8, colluders: int = 1, ring_bits: int = 32, **other: Any
+) -> SecureSumPolicy:
     """A policy for cohorts of 3 to n sites whose values reach far enough for 2^i inputs."""
     values = {"min_cohort": 3, "min_honest": 2, "max_cohort": n, "fraction_bits": 4, "max_magnitude": 2**10} | other
     return SecureSumPolicy(colluders=colluders, dimension=dimension, ring_bits=ring_bits, **values)

@@ -102,7 +102,9 @@ def late_input(stream):
 
     Returns what is left of site 14's vector, and its input.
     """
-    federation = Federation(4, dimension=DIMENSION, seeded=True, client_stream=lambda _site: stream())
+    federation = Federation(
+        4, dimension=DIMENSION, seeded=True, client_stream=lambda site: stream() if site == 14 else add_mask
+    )
     federation.inputs[14] = inputs_of("random")
     federation.keys()
     federation.shares()

@@ -51,7 +51,9 @@ def test_the_second_implementation_makes_the_frozen_transcripts_and_seeds(naive)
     assert naive.t1.hex() == ANSWERS["keys_transcript"]
     assert naive.t2.hex() == ANSWERS["shares_transcript"]
     assert naive.self_seed(11).hex() == ANSWERS["self_mask_seed_of_first_site"]
-    assert naive.pair_seed(11, 12).hex() == naive.pair_seed(12, 11).hex() == ANSWERS["pair_mask_seed_of_first_two_sites"]
+    assert (
+        naive.pair_seed(11, 12).hex() == naive.pair_seed(12, 11).hex() == ANSWERS["pair_mask_seed_of_first_two_sites"]
+    )
     assert {str(site): value.hex() for site, value in naive.commitments.items()} == {
         site: values["commitment"] for site, values in ANSWERS["sites"].items()
     }

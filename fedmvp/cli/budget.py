@@ -37,7 +37,7 @@ class BudgetPlan:
 
     Args:
         lines: some rounds of the plan, ascending; the last planned one is among them.
-        limit: the ledger's limit on the records' epsilon.
+        limit: the limit on the records' epsilon, of the ledger and of client.toml.
         study_limit: the policy's limit on the study's epsilon.
         delta: the delta of every epsilon here.
         unit: what one neighbour adds or removes.
@@ -90,18 +90,20 @@ class BudgetPlan:
         }
 
 
-def plan_budget(ledger: Ledger, policy: StudyPolicy) -> BudgetPlan:
+def plan_budget(ledger: Ledger, policy: StudyPolicy, *, epsilon_max: float) -> BudgetPlan:
     """Work out epsilon by round for a site that takes part in every round from now on.
 
     Args:
         ledger: the records' ledger.
         policy: the study.
+        epsilon_max: the limit that client.toml sets; the ledger's own holds beside it.
 
     Raises:
         privacy.errors.PrivacyRefused: the policy does not fit the ledger (another delta, or no privacy).
     """
     parameters = policy.privacy_parameters()
     ledger.epsilon_after(parameters)
+    limit = min(ledger.epsilon_max, epsilon_max)
     run_id, planned = policy.study.run_id, policy.study.rounds
     last = ledger.last_round(run_id)
 
@@ -115,13 +117,13 @@ def plan_budget(ledger: Ledger, policy: StudyPolicy) -> BudgetPlan:
 
     def affordable(number: int) -> bool:
         costs = line(number)
-        return costs.records <= ledger.epsilon_max and costs.study <= policy.privacy.epsilon_max
+        return costs.records <= limit and costs.study <= policy.privacy.epsilon_max
 
     end = _last_true(affordable, last, planned)
     numbers = sorted({number for number in _spread(last, planned) if number >= max(last, 1)} | {end, planned} - {0})
     return BudgetPlan(
         lines=tuple(line(number) for number in numbers if number >= 1),
-        limit=ledger.epsilon_max,
+        limit=limit,
         study_limit=policy.privacy.epsilon_max,
         delta=ledger.delta,
         unit=ledger.unit,

@@ -186,15 +186,15 @@ def _check_ledger(config: ClientConfig, policy: StudyPolicy | None, findings: Fi
                 exit_code=ExitCode.LEDGER,
             )
         findings.ok("ledger", f"{len(ledger.entries())} entries, every link holds; head {ledger.head.hex()[:16]}")
-        if ledger.epsilon_max != config.privacy.epsilon_max:
+        if ledger.epsilon_max < config.privacy.epsilon_max:
             findings.warn(
                 "ledger",
-                f"enforces epsilon {ledger.epsilon_max:g}; [privacy] epsilon_max says {config.privacy.epsilon_max:g}",
+                f"stops at epsilon {ledger.epsilon_max:g}; [privacy] epsilon_max says {config.privacy.epsilon_max:g}",
                 "correct client.toml: the ledger's limit was chosen when it was created",
             )
         if policy is not None:
             with findings.problems_of("budget"):
-                plan = plan_budget(ledger, policy)
+                plan = plan_budget(ledger, policy, epsilon_max=config.privacy.epsilon_max)
                 _judge(plan, findings)
     return plan
 

@@ -105,7 +105,10 @@ def check(config: Path, style: str, offline: bool, insecure: bool) -> None:
 @click.option("--device", help="auto, cpu, mps, cuda or cuda:N, instead of [compute] device.")
 @insecure_option
 def run(config: Path, address: str | None, device: str | None, insecure: bool) -> None:
-    """Take part until the study's rounds are complete or the budget is spent."""
+    """Take part until the study's rounds are complete or the budget is spent.
+
+    Prints the path of prompts.safetensors, the prompts after the last round that this site verified.
+    """
     overrides = {"server.address": address, "compute.device": device}
     loaded = load_client_config(config, overrides=overrides, insecure=insecure)
     if not loaded.server.address:
@@ -115,9 +118,9 @@ def run(config: Path, address: str | None, device: str | None, insecure: bool) -
         )
     if insecure:
         say("warning: --insecure: no TLS, and nobody proves who they are")
-    from fedmvp.client.runner import run_client  # noqa: PLC0415 - loads grpc and torch
+    from fedmvp.cli.running import participate  # noqa: PLC0415 - loads grpc and torch
 
-    run_client(loaded)
+    participate(loaded)
 
 
 @client.group("ledger", invoke_without_command=True)

@@ -151,13 +151,16 @@ def renew(study: Path, server_folder: Path | None, hosts: tuple[str, ...]) -> No
 @click.option("--listen", help="host:port to bind, instead of [server] listen.")
 @insecure_option
 def run(config: Path, listen: str | None, insecure: bool) -> None:
-    """Run the coordinator until the study's rounds are complete."""
+    """Run the coordinator until the study's rounds are complete.
+
+    Prints the path of prompts.safetensors, the tuned prompts so far; a stopped run goes on where it was.
+    """
     loaded = load_server_config(config, overrides={"server.listen": listen}, insecure=insecure)
     if insecure:
         say("warning: --insecure: no TLS, and nobody proves who they are")
-    from fedmvp.server.app import run_server  # noqa: PLC0415 - loads grpc and torch
+    from fedmvp.cli.running import serve  # noqa: PLC0415 - loads grpc
 
-    run_server(loaded)
+    serve(loaded)
 
 
 @server.command("status")

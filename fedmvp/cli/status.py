@@ -11,6 +11,8 @@ from fedmvp.study.config import ServerConfig
 from fedmvp.study.credentials import SignedStudy, load_study
 
 EVENTS_FILE = "events.jsonl"
+STATES = {"run-finished": "finished", "run-failed": "failed", "run-stopped": "stopped"}
+"""What the last event of its kind since the server was started means."""
 
 
 def print_status(config: ServerConfig, style: str) -> None:
@@ -52,11 +54,14 @@ def summarise(study: SignedStudy, events: list[dict[str, Any]]) -> dict[str, Any
     rounds = [event for event in events if event["event"] == "round"]
     last = events[-1]
     phase = next((event for event in reversed(events) if event["event"] == "phase"), None)
-    finished = any(event["event"] == "run-finished" for event in events)
+    begun = max((place for place, event in enumerate(events) if event["event"] == "run-started"), default=0)
+    ends = [event["event"] for event in events[begun:] if event["event"] in STATES]
+    state = STATES[ends[-1]] if ends else "running, or stopped without a word"
+    finished = state == "finished"
     return {
         "run_id": study.policy.study.run_id,
         "mode": study.policy.privacy.mode,
-        "state": "finished" if finished else "running or stopped",
+        "state": state,
         "rounds_completed": len({event["round"] for event in rounds}),
         "rounds_planned": study.policy.study.rounds,
         "rounds_aborted": sum(event["event"] == "round-aborted" for event in events),

@@ -270,7 +270,8 @@ def test_a_sharer_without_keys_is_refused():
     federation.shares()
     genuine = federation.peer_shares[11]
     message = PeerShares(
-        (*genuine.shares, other.peer_shares[11].shares[-1]), (*genuine.commitments, other.peer_shares[11].commitments[-1])
+        (*genuine.shares, other.peer_shares[11].shares[-1]),
+        (*genuine.commitments, other.peer_shares[11].commitments[-1]),
     )
     client = federation.clients[11]
     refuses(client, lambda: client.receive_peer_shares(message), "share_keys", "not in the phase before")
@@ -322,7 +323,9 @@ def test_two_survivor_sets_reveal_nothing():
 def test_a_second_survivor_set_is_refused_after_the_first_was_signed():
     federation = until(4, "keys", "shares", "masked", "confirm")
     with pytest.raises(LocalProtocolError):
-        federation.clients[11].receive_survivors(survivors_of({s: federation.records["input"][s] for s in (11, 12, 13)}))
+        federation.clients[11].receive_survivors(
+            survivors_of({s: federation.records["input"][s] for s in (11, 12, 13)})
+        )
 
 
 def test_fewer_survivors_than_the_threshold_are_refused():
@@ -433,7 +436,8 @@ def test_a_result_of_other_survivors_is_refused():
 
 
 @pytest.mark.parametrize(
-    "total", [np.full(8, 5 * 2**10, np.uint32), np.zeros(7, np.uint32), np.zeros(8, np.uint64), np.full(8, 2**31, np.uint32)]
+    "total",
+    [np.full(8, 5 * 2**10, np.uint32), np.zeros(7, np.uint32), np.zeros(8, np.uint64), np.full(8, 2**31, np.uint32)],
 )
 def test_a_result_that_cannot_be_a_sum_is_refused(total):
     federation, result = finished()

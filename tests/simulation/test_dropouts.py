@@ -6,7 +6,6 @@ import random
 import pytest
 
 from secure_agg.errors import AggregationAborted
-from secure_agg.messages import ShareKind
 from secure_agg.transitions import ServerState
 from tests.simulation.federation import Federation, Phase
 

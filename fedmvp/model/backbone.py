@@ -16,11 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmvp.errors import UserError
-from fedmvp.model.torchvision_shim import import_torchvision
-
-import_torchvision()
-
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer  # noqa: E402
+from fedmvp.model.clip_library import ResidualAttentionBlock, VisionTransformer
 
 _HASH_TAG = b"fedmvp/backbone-state/v1"
 _SENTENCES_AT_ONCE = 256

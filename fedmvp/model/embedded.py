@@ -18,11 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedmvp.errors import UserError
-from fedmvp.model.torchvision_shim import import_torchvision
-
-import_torchvision()
-
-import open_clip  # noqa: E402
+from fedmvp.model.clip_library import open_clip
 
 EMBEDDED_WEIGHTS = Path(__file__).parent / "embedded" / "fedmvp-tiny.safetensors"
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import open_clip
-
 from fedmvp.errors import UserError
+from fedmvp.model.clip_library import open_clip
 
 EMBEDDED_NAME = "fedmvp-tiny"
 

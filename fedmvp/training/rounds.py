@@ -1,6 +1,6 @@
 """Rounds in one process, without network or secure sum: for baselines and for choosing settings on public images.
 
-The arithmetic is the real system's, but for the fixed-point encoding: the same local trainers, the same step on the sum.
+The arithmetic is the real system's, but for the fixed-point encoding: the same trainers, the same step on the sum.
 Each round is reserved at every site's ledger before its update is used, as the client does.
 """
 

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedmvp.model.features import extract_features
+from fedmvp.model.parameters import trained_parameters
+from fedmvp.model.prompt_config import Injection, NeutralStart, Variant
+from fedmvp.model.prompted import PromptedModel
+from privacy.errors import NotDecomposable
+from privacy.per_sample import backward, check_decomposable, check_structure, per_sample_hooks
+from tests.model.tiny import CHOICES, disturb, random_images, tiny_model
+
+COUNT = 5
+LABELS = torch.tensor([0, 1, 2, 1, 0])
+
+
+def data_of(model: PromptedModel) -> tuple[Tensor, ...]:
+    return (*extract_features(model, random_images(COUNT)).ordered(model.feature_names), LABELS)
+
+
+def loss_of(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    assert isinstance(module, PromptedModel)
+    *tensors, labels = batch
+    part = dict(zip(module.feature_names, tensors, strict=True))
+    return module.loss_per_sample(module(part), part, labels)
+
+
+@pytest.mark.parametrize(("variant", "injection", "start"), CHOICES)
+def test_every_samples_gradient_equals_the_one_it_has_alone(
+    variant: Variant, injection: Injection, start: NeutralStart
+) -> None:
+    model = tiny_model(variant, injection, start, consistency_weight=2.0, flip=True)
+    disturb(model)
+    data = data_of(model)
+    check_structure(model)
+    parameters = dict(trained_parameters(model))
+    with per_sample_hooks(model):
+        backward(model, loss_of, data)
+        together = {name: value.grad_sample.clone() for name, value in parameters.items()}
+    for sample in range(COUNT):
+        loss = loss_of(model, tuple(tensor[sample : sample + 1] for tensor in data)).sum()
+        alone = torch.autograd.grad(loss, list(parameters.values()))
+        scale = max(float(value.abs().max()) for value in alone)
+        for name, value in zip(parameters, alone, strict=True):
+            assert (together[name][sample] - value).abs().max() < 1e-4 * scale, name
+    assert all(value.abs().max() > 0 for value in together.values()), "a parameter without gradient proves nothing"
+
+
+@pytest.mark.parametrize(("variant", "injection", "start"), CHOICES)
+def test_the_engine_accepts_every_choice_at_its_start(
+    variant: Variant, injection: Injection, start: NeutralStart
+) -> None:
+    model = tiny_model(variant, injection, start)
+    check_decomposable(model, loss_of, data_of(model))
+
+
+class SharedAttributes(Tensor):
+    """Attributes that refuse to be copied for each sample."""
+
+    def expand(self, *_: int) -> Tensor:  # type: ignore[override]
+        return self.as_subclass(Tensor)[None]
+
+
+def test_attributes_shared_by_the_batch_would_be_found_out() -> None:
+    model = tiny_model()
+    disturb(model)
+    data = data_of(model)
+    model._conditioning = model._conditioning.as_subclass(SharedAttributes)
+    with pytest.raises(NotDecomposable):
+        check_decomposable(model, loss_of, data)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,31 +29,9 @@ from privacy.errors import (
     PrivacyRefused,
 )
 from privacy.mechanism import ADD_OR_REMOVE_ONE, Mode, PrivacyParameters, SubsampledGaussian, check_delta, check_unit
+from privacy.spending import PrivacySpent, charge_body, now
 from privacy.storage import LedgerStore, Marker, marker_path
 from privacy.token import ReleaseToken
-
-
-@dataclass(frozen=True, slots=True)
-class PrivacySpent:
-    """What a dataset has spent in all its runs; never an epsilon without what it means.
-
-    Args:
-        epsilon: infinite as soon as one release had no differential privacy.
-        delta: the delta at which epsilon is stated.
-        neighboring_relation: which datasets count as neighbours.
-        unit: what one neighbour adds or removes.
-        accountant: name and version of the accountant of record.
-        steps: noisy gradient steps charged.
-        rounds: releases charged.
-    """
-
-    epsilon: float
-    delta: float
-    neighboring_relation: str
-    unit: str
-    accountant: str
-    steps: int
-    rounds: int
 
 
 class Ledger:
@@ -108,7 +84,7 @@ class Ledger:
             "epsilon_max": float(epsilon_max),
             "neighboring_relation": ADD_OR_REMOVE_ONE,
             "unit": unit,
-            "time": _now(),
+            "time": now(),
         }
         LedgerStore.create(Path(path), link(0, EntryKind.CREATED, body, GENESIS))
         return cls.open(path)
@@ -261,7 +237,7 @@ class Ledger:
             self._check_unreleased(run_id, round)
             self.check_affordable(params)
             after = self.epsilon_after(params)
-            entry = self._append(EntryKind.CHARGE, _charge(run_id, round, params, policy_hash, after))
+            entry = self._append(EntryKind.CHARGE, charge_body(run_id, round, params, policy_hash, after))
             return ReleaseToken._mint(  # noqa: SLF001 - the one place a token is made
                 token._MINT,  # noqa: SLF001
                 run_id=run_id,
@@ -291,7 +267,7 @@ class Ledger:
                 raise AttemptReplayed(
                     f"run {run_id!r} round {round} attempt {attempt} is not after round {last[0]} attempt {last[1]}"
                 )
-            self._append(EntryKind.ATTEMPT, {"run_id": run_id, "round": round, "attempt": attempt, "time": _now()})
+            self._append(EntryKind.ATTEMPT, {"run_id": run_id, "round": round, "attempt": attempt, "time": now()})
 
     def last_attempt(self, run_id: str) -> tuple[int, int]:
         """The last (round, attempt) marked for ``run_id``, (0, 0) if none."""
@@ -376,26 +352,6 @@ def _refuse_rollback(
         raise LedgerRolledBack(f"{path} does not contain the head this site recorded earlier: a copy was put back")
 
 
-def _charge(run_id: str, round: int, params: PrivacyParameters, policy_hash: bytes, after: float) -> dict[str, Value]:
-    return {
-        "run_id": run_id,
-        "round": round,
-        "mode": params.mode.value,
-        "unit": params.unit,
-        "neighboring_relation": params.neighboring_relation,
-        "sample_rate": float(params.sample_rate),
-        "noise_multiplier": float(params.noise_multiplier),
-        "steps": params.steps_per_round,
-        "max_grad_norm": float(params.max_grad_norm),
-        "expected_batch_size": float(params.expected_batch_size),
-        "delta": float(params.delta),
-        "epsilon_after": after,
-        "accountant": accountant.ACCOUNTANT,
-        "policy_hash": policy_hash.hex(),
-        "time": _now(),
-    }
-
-
 def _check_run_and_round(run_id: str, round: int) -> None:
     if not run_id:
         raise ValueError("run_id must not be empty")
@@ -403,9 +359,4 @@ def _check_run_and_round(run_id: str, round: int) -> None:
         raise ValueError(f"rounds count from 1, not {round!r}")
 
 
-def _now() -> str:
-    """For the operator's eyes only: no decision depends on a clock."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-__all__ = ["Ledger", "LedgerCorrupt", "LedgerEntry", "PrivacySpent"]
+__all__ = ["Ledger", "LedgerEntry", "PrivacySpent"]

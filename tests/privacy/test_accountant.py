@@ -43,8 +43,9 @@ def test_the_accountant_of_record_meets_the_published_table(
 def _exact_gaussian(noise: float, steps: int, delta: float) -> float:
     """Balle and Wang 2018, theorem 8, for a sensitivity of one."""
     mu = steps**0.5 / noise
-    return float(brentq(lambda e: norm.cdf(mu / 2 - e / mu) - norm.cdf(-mu / 2 - e / mu) * 2.718281828459045**e - delta,
-    0, 200))
+    return float(
+        brentq(lambda e: norm.cdf(mu / 2 - e / mu) - norm.cdf(-mu / 2 - e / mu) * 2.718281828459045**e - delta, 0, 200)
+    )
 
 
 @pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (3.0, 50), (20.0, 500)])
@@ -62,8 +63,9 @@ def test_epsilon_rises_with_steps_and_rate_and_falls_with_noise_and_delta() -> N
 
 
 def test_epsilon_falls_with_noise_across_the_changes_of_grid() -> None:
-    values = [epsilon([SubsampledGaussian(0.02, noise, 400)], 1e-5) for noise in (1.9, 1.99, 2.0, 2.1, 3.9, 3.99, 4.0,
-    4.1)] assert all(first > second for first, second in itertools.pairwise(values))
+    noises = (1.9, 1.99, 2.0, 2.1, 3.9, 3.99, 4.0, 4.1)
+    values = [epsilon([SubsampledGaussian(0.02, noise, 400)], 1e-5) for noise in noises]
+    assert all(first > second for first, second in itertools.pairwise(values))
 
 
 def test_a_history_counts_the_same_in_any_order_and_any_split() -> None:
@@ -106,6 +108,7 @@ def test_control_an_accountant_that_forgets_some_steps_fails_the_table() -> None
 
 
 def test_the_ledger_can_be_imported_without_torch_or_an_accounting_library() -> None:
-    script = "import sys, privacy.ledger, privacy.receipt; print(sorted({'torch', 'opacus', 'dp_accounting'} &
-    set(sys.modules)))" run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = "{'torch', 'opacus', 'dp_accounting'}"
+    script = f"import sys, privacy.ledger, privacy.receipt; print(sorted({heavy} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

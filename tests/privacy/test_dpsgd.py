@@ -190,8 +190,9 @@ def test_two_engines_from_one_start_end_apart(ledger: Ledger, params: PrivacyPar
     ends = []
     for _ in range(2):
         module = Flat()
-        DpSgdEngine(module, inner_product, params=params, ledger=ledger, learning_rate=1.0).run((torch.ones(3, WIDE),),
-        1) ends.append(trained(module))
+        engine = DpSgdEngine(module, inner_product, params=params, ledger=ledger, learning_rate=1.0)
+        engine.run((torch.ones(3, WIDE),), 1)
+        ends.append(trained(module))
     assert float((ends[0] != ends[1]).double().mean()) > 0.99
 
 
@@ -300,8 +301,11 @@ def test_a_loss_that_mixes_records_is_refused_before_training(ledger: Ledger, pa
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [((), "one or more"), ((torch.ones(3), torch.ones(4)), "different numbers"), ((torch.tensor(1.0),), "first
-    dimension")],
+    [
+        ((), "one or more"),
+        ((torch.ones(3), torch.ones(4)), "different numbers"),
+        ((torch.tensor(1.0),), "first dimension"),
+    ],
 )
 def test_data_that_do_not_fit_together_are_refused(
     ledger: Ledger, params: PrivacyParameters, data: Batch, message: str

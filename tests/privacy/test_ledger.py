@@ -119,7 +119,7 @@ def test_parameters_of_another_delta_are_refused(ledger: Ledger, params: Privacy
 
 @pytest.mark.parametrize(("run", "number"), [("", 1), ("run", 0), ("run", -1), ("run", True)])
 def test_a_release_needs_a_run_and_a_round(ledger: Ledger, params: PrivacyParameters, run: str, number: int) -> None:
-    with pytest.raises(ValueError, match="run_id|rounds"):
+    with pytest.raises(ValueError, match=r"run_id|rounds"):
         ledger.reserve(run, number, params, POLICY)
 
 
@@ -159,8 +159,8 @@ def test_attempts_only_go_forward_and_survive_a_restart(ledger: Ledger) -> None:
     ledger.mark_attempt("other", 1, 1)
     ledger.close()
     with Ledger.open(ledger.path) as again:
-        assert (again.last_attempt("run"), again.last_attempt("other"), again.last_attempt("new")) == ((3, 1), (1, 1),
-        (0, 0)) assert again.spent().epsilon == 0.0
+        assert [again.last_attempt(run) for run in ("run", "other", "new")] == [(3, 1), (1, 1), (0, 0)]
+        assert again.spent().epsilon == 0.0
 
 
 def test_a_receipt_states_the_whole_spending_and_signs_every_field(ledger: Ledger, params: PrivacyParameters) -> None:
@@ -211,7 +211,7 @@ def test_the_unsafe_mode_needs_a_ledger_created_for_it(ledger: Ledger, tmp_path:
 )
 def test_a_ledger_without_sense_is_not_created(tmp_path: Path, bad: dict[str, object]) -> None:
     values: dict[str, object] = {"dataset_id": "d", "delta": 1e-5, "epsilon_max": 8.0, "unit": "record"}
-    with pytest.raises(ValueError, match="must|not implemented"):
+    with pytest.raises(ValueError, match=r"must|not implemented"):
         Ledger.create(tmp_path / "new.db", **(values | bad))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
@@ -262,7 +262,7 @@ def test_a_missing_ledger_is_refused_and_a_lost_one_told_apart(tmp_path: Path, p
 def test_a_lost_marker_is_refused_once_something_was_charged(tmp_path: Path, params: PrivacyParameters) -> None:
     path = _closed_ledger(tmp_path, params)
     marker_path(path).unlink()
-    with pytest.raises(LedgerMissing, match="marker|created"):
+    with pytest.raises(LedgerMissing, match="is gone: without it"):
         Ledger.open(path)
 
 
@@ -338,9 +338,7 @@ def _rewrite(path: Path, statement: str) -> None:
         "INSERT INTO entries VALUES (4, 'charge', x'7b7d', zeroblob(32), randomblob(32), NULL)",
     ],
 )
-def test_an_altered_chain_is_refused(
-    tmp_path: Path, params: PrivacyParameters, statement: str
-) -> None:
+def test_an_altered_chain_is_refused(tmp_path: Path, params: PrivacyParameters, statement: str) -> None:
     path = _closed_ledger(tmp_path, params)
     _rewrite(path, statement)
     with pytest.raises(LedgerError):
@@ -433,10 +431,14 @@ def test_a_full_disk_gives_no_token_and_charges_nothing(tmp_path: Path, params: 
     path = _closed_ledger(tmp_path, params)
     ledger = Ledger.open(path)
     ledger._store._connection.execute("PRAGMA max_page_count=1")  # SQLite's own way to say that the disk is full
-    tokens = []
-    with pytest.raises(LedgerWriteFailed, match="full"):
+    quiet, tokens = replace(params, noise_multiplier=50.0), []
+
+    def reserve_until_refused() -> None:
         for number in range(4, 60):
-            tokens.append(ledger.reserve("run", number, replace(params, noise_multiplier=50.0), POLICY))
+            tokens.append(ledger.reserve("run", number, quiet, POLICY))
+
+    with pytest.raises(LedgerWriteFailed, match="full"):
+        reserve_until_refused()
     with pytest.raises(LedgerError, match="open it again"):
         ledger.reserve("other", 1, params, POLICY)
     ledger.close()

@@ -7,8 +7,16 @@ from torch.nn import functional as F
 
 from privacy import NotDecomposable
 from privacy.per_sample import Batch, backward, check_decomposable, check_structure, per_sample_hooks
-from tests.privacy.modules import MODULES, WIDTH, Holder, OneInput, Whole, cross_entropy, gradients_one_by_one,
-make_batch
+from tests.privacy.modules import (
+    MODULES,
+    WIDTH,
+    Holder,
+    OneInput,
+    Whole,
+    cross_entropy,
+    gradients_one_by_one,
+    make_batch,
+)
 
 
 def _by_hooks(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

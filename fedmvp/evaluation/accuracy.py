@@ -46,12 +46,12 @@ class Accuracy:
     @property
     def low(self) -> float:
         """Lower end of the 95 % interval."""
-        return max(0.0, self._centre - self._half_width)
+        return min(self.value, max(0.0, self._centre - self._half_width))
 
     @property
     def high(self) -> float:
         """Upper end of the 95 % interval."""
-        return min(1.0, self._centre + self._half_width)
+        return max(self.value, min(1.0, self._centre + self._half_width))
 
     @property
     def _centre(self) -> float:

@@ -126,7 +126,9 @@ def _read_weights(model: nn.Module, weights: Path, name: str) -> None:
         raise UserError(f"checkpoint {weights} does not exist", remedy="correct [compute] checkpoint")
     try:
         open_clip.load_checkpoint(model, str(weights))
-    except Exception as failure:  # a damaged file fails inside pickle, zip, safetensors or load_state_dict, each its way
+    except (
+        Exception
+    ) as failure:  # a damaged file fails inside pickle, zip, safetensors or load_state_dict, each its way
         reason = (str(failure).splitlines() or [type(failure).__name__])[0][:160]
         raise UserError(
             f"{weights} does not hold the weights of '{name}': {reason}",

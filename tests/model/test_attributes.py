@@ -45,7 +45,9 @@ def test_a_second_build_reads_the_cache_and_encodes_nothing(tmp_path: Path, monk
     assert torch.equal(first.attributes, second.attributes)
     assert torch.equal(first.classifier, second.classifier)
     with pytest.raises(AssertionError, match="ran again"):
-        build_attribute_bank(tiny_backbone(), Task(TASK.classes, "a drawing of a {name}, {attribute}"), cache_dir=tmp_path)
+        build_attribute_bank(
+            tiny_backbone(), Task(TASK.classes, "a drawing of a {name}, {attribute}"), cache_dir=tmp_path
+        )
 
 
 def test_the_same_sentences_in_other_classes_are_not_taken_from_the_cache(tmp_path: Path) -> None:

@@ -15,9 +15,7 @@ from fedmvp.model.prompt_config import Injection, NeutralStart, PromptConfig, Va
 from fedmvp.model.prompted import PromptedModel
 from fedmvp.model.task import Task, TaskClass
 
-CHOICES = [
-    (variant, injection, start) for variant in Variant for injection in Injection for start in NeutralStart
-]
+CHOICES = [(variant, injection, start) for variant in Variant for injection in Injection for start in NeutralStart]
 
 TASK = Task(
     classes=(
@@ -53,7 +51,9 @@ def tiny_model(
     start: NeutralStart = NeutralStart.ANCHOR,
     **other: Any,
 ) -> PromptedModel:
-    config = PromptConfig(variant, injection, n_prompts=4, n_heads=2, bottleneck_width=8, lora_rank=2, neutral_start=start)
+    config = PromptConfig(
+        variant, injection, n_prompts=4, n_heads=2, bottleneck_width=8, lora_rank=2, neutral_start=start
+    )
     return PromptedModel(tiny_backbone(), tiny_bank(), PromptConfig(**{**config.__dict__, **other}))
 
 

@@ -21,7 +21,6 @@ from privacy.errors import (
     AlreadyReleased,
     AttemptReplayed,
     BudgetExceeded,
-    LedgerCorrupt,
     LedgerError,
     LedgerMissing,
     LedgerRolledBack,

@@ -5,38 +5,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.rpc import limits
+from fedmvp.study.credentials import TlsFiles
 
 KEEPALIVE_SECONDS = 20
-"""Hours of local training pass without a message; a ping every so often keeps middleboxes from forgetting the connection."""
+"""Hours of local training pass without a message; a ping keeps firewalls from forgetting the connection."""
 
 KEEPALIVE_TIMEOUT_SECONDS = 20
 MAX_CONCURRENT_STREAMS = 64
 """Calls at once on one connection; a site needs three."""
 
 INSECURE_SITE_METADATA = "fedmvp-site"
-"""Metadata key under which a site gives its id when there is no certificate to take it from (--insecure, loopback only)."""
+"""Metadata key of the site's id when there is no certificate to take it from (--insecure, loopback only)."""
 
 Options = list[tuple[str, Any]]
-
-
-@dataclass(frozen=True)
-class TlsIdentity:
-    """One end's certificate, private key and the authority it trusts, in PEM."""
-
-    certificate: bytes
-    private_key: bytes
-    ca: bytes
-
-    def __repr__(self) -> str:
-        return f"TlsIdentity(certificate={len(self.certificate)} bytes, private_key=..., ca={len(self.ca)} bytes)"
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 def _common_options() -> Options:
@@ -73,18 +61,18 @@ def client_options() -> Options:
     ]
 
 
-def bind(server: grpc.aio.Server, endpoint: str, identity: TlsIdentity | None) -> int:
-    """Open the listening port, with mutual TLS unless `identity` is None; return the port number.
+def bind(server: grpc.aio.Server, endpoint: str, tls: TlsFiles | None) -> int:
+    """Open the listening port, with mutual TLS unless `tls` is None; return the port number.
 
     Raises:
         UserError: the port is in use or may not be bound, or the certificate and key do not go together.
     """
     try:
-        if identity is None:
+        if tls is None:
             port = server.add_insecure_port(endpoint)
         else:
             credentials = grpc.ssl_server_credentials(
-                [(identity.private_key, identity.certificate)], identity.ca, require_client_auth=True
+                [(tls.private_key, tls.certificate)], tls.ca, require_client_auth=True
             )
             port = server.add_secure_port(endpoint, credentials)
     except (RuntimeError, ValueError) as error:
@@ -102,14 +90,14 @@ def _cannot_bind(endpoint: str) -> UserError:
     )
 
 
-def open_channel(endpoint: str, identity: TlsIdentity | None) -> grpc.Channel:
-    """Return a synchronous channel to the coordinator; mutual TLS unless `identity` is None."""
-    if identity is None:
+def open_channel(endpoint: str, tls: TlsFiles | None) -> grpc.Channel:
+    """Return a synchronous channel to the coordinator; mutual TLS unless `tls` is None."""
+    if tls is None:
         return grpc.insecure_channel(endpoint, options=client_options())
-    credentials = grpc.ssl_channel_credentials(identity.ca, identity.private_key, identity.certificate)
+    credentials = grpc.ssl_channel_credentials(tls.ca, tls.private_key, tls.certificate)
     return grpc.secure_channel(endpoint, credentials, options=client_options())
 
 
-def insecure_metadata(site_id: int | None) -> Sequence[tuple[str, str]]:
+def insecure_metadata(site_id: int | None) -> Metadata:
     """Call metadata that names the site when there is no TLS; empty otherwise."""
     return () if site_id is None else ((INSECURE_SITE_METADATA, str(site_id)),)

@@ -1,16 +1,15 @@
 """Between protobuf messages and the frozen values of secure_agg.
 
-`*_to_wire` builds a protobuf message; `*_from_wire` checks every length and count and returns the value, or raises
-WireError. Whether a message is true (signatures, cohort, order) is not decided here: secure_agg does that.
+`*_to_wire` builds a protobuf message; `*_from_wire` returns the value. The values check their own lengths and counts
+as they are made and raise RemoteProtocolError; what only the wire has (an unknown kind of share) raises WireError.
+Whether a message is true (signatures, cohort, order) is for the sessions of secure_agg.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedmvp.rpc import limits
 from fedmvp.rpc.errors import WireError
-from fedmvp.rpc.fields import bounded, exact_bytes, site_id, text
 from fedmvp.rpc.v1 import secure_sum_pb2 as pb
 from secure_agg import messages as sa
 
@@ -41,11 +40,11 @@ def advertise_keys_to_wire(message: sa.AdvertiseKeys, round_id: pb.RoundId) -> p
 def advertise_keys_from_wire(wire: pb.AdvertiseKeysRequest | pb.KeyAdvert) -> sa.AdvertiseKeys:
     """Phase 1, up, and one entry of phase 1, down."""
     return sa.AdvertiseKeys(
-        sender=site_id(wire.sender, "sender"),
-        encryption_key=exact_bytes(wire.encryption_key, limits.PUBLIC_KEY_BYTES, "encryption_key"),
-        mask_key=exact_bytes(wire.mask_key, limits.PUBLIC_KEY_BYTES, "mask_key"),
-        ledger_head=exact_bytes(wire.ledger_head, limits.DIGEST_BYTES, "ledger_head"),
-        signature=exact_bytes(wire.signature, limits.SIGNATURE_BYTES, "signature"),
+        sender=wire.sender,
+        encryption_key=wire.encryption_key,
+        mask_key=wire.mask_key,
+        ledger_head=wire.ledger_head,
+        signature=wire.signature,
     )
 
 
@@ -67,8 +66,7 @@ def peer_keys_to_wire(message: sa.PeerKeys) -> pb.AdvertiseKeysReply:
 
 def peer_keys_from_wire(wire: pb.AdvertiseKeysReply) -> sa.PeerKeys:
     """Phase 1, down."""
-    adverts = bounded(wire.adverts, limits.COHORT_SITES, "adverts")
-    return sa.PeerKeys(adverts=tuple(advertise_keys_from_wire(advert) for advert in adverts))
+    return sa.PeerKeys(adverts=tuple(advertise_keys_from_wire(advert) for advert in wire.adverts))
 
 
 def share_keys_to_wire(message: sa.ShareKeys, round_id: pb.RoundId) -> pb.ShareKeysRequest:
@@ -87,15 +85,15 @@ def share_keys_to_wire(message: sa.ShareKeys, round_id: pb.RoundId) -> pb.ShareK
 def share_keys_from_wire(wire: pb.ShareKeysRequest) -> sa.ShareKeys:
     """Phase 2, up."""
     return sa.ShareKeys(
-        sender=site_id(wire.sender, "sender"),
-        commitment=exact_bytes(wire.commitment, limits.DIGEST_BYTES, "commitment"),
+        sender=wire.sender,
+        commitment=wire.commitment,
         shares=tuple(
             sa.EncryptedShare(
-                recipient=site_id(share.recipient, "recipient"),
-                ciphertext=exact_bytes(share.ciphertext, limits.SEALED_SHARE_BYTES, "ciphertext"),
-                signature=exact_bytes(share.signature, limits.SIGNATURE_BYTES, "signature"),
+                recipient=share.recipient,
+                ciphertext=share.ciphertext,
+                signature=share.signature,
             )
-            for share in bounded(wire.shares, limits.COHORT_SITES, "shares")
+            for share in wire.shares
         ),
     )
 
@@ -121,17 +119,14 @@ def peer_shares_from_wire(wire: pb.ShareKeysReply) -> sa.PeerShares:
     return sa.PeerShares(
         shares=tuple(
             sa.PeerShare(
-                sender=site_id(share.sender, "sender"),
-                commitment=exact_bytes(share.commitment, limits.DIGEST_BYTES, "commitment"),
-                ciphertext=exact_bytes(share.ciphertext, limits.SEALED_SHARE_BYTES, "ciphertext"),
-                signature=exact_bytes(share.signature, limits.SIGNATURE_BYTES, "signature"),
+                sender=share.sender,
+                commitment=share.commitment,
+                ciphertext=share.ciphertext,
+                signature=share.signature,
             )
-            for share in bounded(wire.shares, limits.COHORT_SITES, "shares")
+            for share in wire.shares
         ),
-        commitments=tuple(
-            (site_id(entry.site, "site"), exact_bytes(entry.commitment, limits.DIGEST_BYTES, "commitment"))
-            for entry in bounded(wire.commitments, limits.COHORT_SITES, "commitments")
-        ),
+        commitments=tuple((entry.site, entry.commitment) for entry in wire.commitments),
     )
 
 
@@ -150,11 +145,11 @@ def survivors_from_wire(wire: pb.SurvivorsReply) -> sa.Survivors:
     return sa.Survivors(
         inputs=tuple(
             sa.InputDigest(
-                sender=site_id(entry.sender, "sender"),
-                digest=exact_bytes(entry.digest, limits.DIGEST_BYTES, "digest"),
-                signature=exact_bytes(entry.signature, limits.SIGNATURE_BYTES, "signature"),
+                sender=entry.sender,
+                digest=entry.digest,
+                signature=entry.signature,
             )
-            for entry in bounded(wire.inputs, limits.COHORT_SITES, "inputs")
+            for entry in wire.inputs
         )
     )
 
@@ -167,8 +162,8 @@ def confirmation_to_wire(message: sa.SurvivorConfirmation, round_id: pb.RoundId)
 def confirmation_from_wire(wire: pb.ConfirmSurvivorsRequest | pb.Confirmation) -> sa.SurvivorConfirmation:
     """Phase 4, up, and one entry of phase 4, down."""
     return sa.SurvivorConfirmation(
-        sender=site_id(wire.sender, "sender"),
-        signature=exact_bytes(wire.signature, limits.SIGNATURE_BYTES, "signature"),
+        sender=wire.sender,
+        signature=wire.signature,
     )
 
 
@@ -183,8 +178,7 @@ def confirmations_to_wire(message: sa.Confirmations) -> pb.ConfirmSurvivorsReply
 
 def confirmations_from_wire(wire: pb.ConfirmSurvivorsReply) -> sa.Confirmations:
     """Phase 4, down."""
-    entries = bounded(wire.confirmations, limits.COHORT_SITES, "confirmations")
-    return sa.Confirmations(confirmations=tuple(confirmation_from_wire(entry) for entry in entries))
+    return sa.Confirmations(confirmations=tuple(confirmation_from_wire(entry) for entry in wire.confirmations))
 
 
 def unmask_to_wire(message: sa.UnmaskShares, round_id: pb.RoundId) -> pb.UnmaskRequest:
@@ -198,19 +192,14 @@ def _unmask_shares(shares: Iterable[sa.UnmaskShare]) -> list[pb.UnmaskShare]:
 
 def unmask_from_wire(wire: pb.UnmaskRequest) -> sa.UnmaskShares:
     """Phase 5, up."""
-    shares = bounded(wire.shares, limits.COHORT_SITES, "shares")
-    if any(share.kind not in _KIND_FROM_WIRE for share in shares):
+    if any(share.kind not in _KIND_FROM_WIRE for share in wire.shares):
         message = "a share is of no known kind"
         raise WireError(message)
     return sa.UnmaskShares(
-        sender=site_id(wire.sender, "sender"),
+        sender=wire.sender,
         shares=tuple(
-            sa.UnmaskShare(
-                owner=site_id(share.owner, "owner"),
-                kind=_KIND_FROM_WIRE[share.kind],
-                share=exact_bytes(share.share, limits.SHARE_BYTES, "share"),
-            )
-            for share in shares
+            sa.UnmaskShare(owner=share.owner, kind=_KIND_FROM_WIRE[share.kind], share=share.share)
+            for share in wire.shares
         ),
     )
 
@@ -218,15 +207,15 @@ def unmask_from_wire(wire: pb.UnmaskRequest) -> sa.UnmaskShares:
 def abort_to_wire(message: sa.Abort, round_id: pb.RoundId) -> pb.AbortRequest:
     """A signed refusal, up."""
     return pb.AbortRequest(
-        id=round_id, sender=message.sender, step=message.step, code=message.code, signature=message.signature
+        id=round_id,
+        sender=message.sender,
+        step=message.step,
+        code=message.code,
+        accused=message.accused,
+        signature=message.signature,
     )
 
 
 def abort_from_wire(wire: pb.AbortRequest) -> sa.Abort:
     """A signed refusal, up."""
-    return sa.Abort(
-        sender=site_id(wire.sender, "sender"),
-        step=text(wire.step, "step"),
-        code=text(wire.code, "code"),
-        signature=exact_bytes(wire.signature, limits.SIGNATURE_BYTES, "signature"),
-    )
+    return sa.Abort(sender=wire.sender, step=wire.step, code=wire.code, accused=wire.accused, signature=wire.signature)

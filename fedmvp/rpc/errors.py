@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class WireError(ValueError):
-    """A message from a peer that breaks the rules of docs/wire.md; the text names the field and nothing of its content."""
+    """A message from a peer that breaks the rules of docs/wire.md; the text names a field, never content."""

@@ -1,4 +1,4 @@
-"""Checks of single fields, used by the codec at the edge. Each returns the value or raises WireError with the field's name."""
+"""Checks of single fields at the edge; each returns the value or raises WireError with the field's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from fedmvp.rpc.errors import WireError
 from fedmvp.rpc.v1 import secure_sum_pb2 as pb
 
 T = TypeVar("T")
-U32 = 1 << 32
 
 
 class Identified(Protocol):
@@ -19,22 +18,6 @@ class Identified(Protocol):
     @property
     def id(self) -> pb.RoundId:
         """Return the round and the attempt."""
-
-
-def exact_bytes(value: bytes, length: int, field: str) -> bytes:
-    """`value`, which must be `length` bytes."""
-    if len(value) != length:
-        message = f"{field} is {len(value)} bytes instead of {length}"
-        raise WireError(message)
-    return value
-
-
-def site_id(value: int, field: str) -> int:
-    """`value`, a site id: 1 and up."""
-    if not 1 <= value < U32:
-        message = f"{field} is not a site id"
-        raise WireError(message)
-    return value
 
 
 def text(value: str, field: str) -> str:

@@ -1,19 +1,16 @@
 """Who is calling: the public key in the certificate of the connection, looked up in the roster.
 
-Names in certificates are for people. What counts is the SHA-256 of the SubjectPublicKeyInfo, which the consortium signed
-into the roster; so a certificate issued by mistake to another key, or to another name, opens nothing.
+Names in certificates are for people. What counts is the SHA-256 of the SubjectPublicKeyInfo, which the consortium
+signed into the roster; so a certificate issued by mistake to another key, or to another name, opens nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.hashes import SHA256, Hash
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
+from fedmvp.errors import UserError
 from fedmvp.rpc.channel import INSECURE_SITE_METADATA
+from fedmvp.study.identity import parse_certificate, spki_sha256
 from secure_agg.roster import Roster
 
 _CACHED_CERTIFICATES = 4096
@@ -22,14 +19,6 @@ _CACHED_CERTIFICATES = 4096
 
 class UnknownCallerError(Exception):
     """The caller is no active site of the roster. The text is fit for the caller to read."""
-
-
-def spki_sha256(certificate_pem: bytes) -> bytes:
-    """SHA-256 (32 bytes) of the certificate's SubjectPublicKeyInfo in DER."""
-    key = x509.load_pem_x509_certificate(certificate_pem).public_key()
-    hasher = Hash(SHA256())
-    hasher.update(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-    return hasher.finalize()
 
 
 class CallerTable:
@@ -72,8 +61,9 @@ class CallerTable:
             if len(self._cache) >= _CACHED_CERTIFICATES:
                 self._cache.clear()
             try:
-                self._cache[certificate] = self._by_key.get(spki_sha256(certificate))
-            except (ValueError, UnsupportedAlgorithm):
+                key = parse_certificate(certificate, source="the caller's certificate").public_key()
+                self._cache[certificate] = self._by_key.get(spki_sha256(key))
+            except UserError:
                 self._cache[certificate] = None
         return self._cache[certificate]
 

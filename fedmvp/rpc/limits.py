@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 CHUNK_BYTES = 1 << 20
-"""A vector travels in pieces of this size: large enough that framing costs nothing, small enough that nobody buffers a model."""
+"""A vector travels in pieces of this size: large enough that framing costs nothing, small enough to buffer many."""
 
 MESSAGE_BYTES = 2 << 20
-"""gRPC refuses a larger message before it is parsed: one chunk, or the shares of the largest cohort, and room to spare."""
+"""gRPC refuses a larger message before it is parsed: a chunk or the largest cohort's shares fit, with room to spare."""
 
 METADATA_BYTES = 8 << 10
 """Nothing of ours travels in metadata except a site id under --insecure."""
-
-COHORT_SITES = 1024
-"""Entries in any repeated field: no study is larger."""
 
 TENSORS = 64
 """Tensors in one announced state: the parameters and an optimizer's moments are four."""
@@ -25,12 +22,3 @@ MODEL_BYTES = 8 << 30
 
 NAME_CHARACTERS = 200
 """Names, codes, run ids and reasons: they are shown to people and written to logs."""
-
-DIGEST_BYTES = 32
-PUBLIC_KEY_BYTES = 32
-SIGNATURE_BYTES = 64
-SHARE_BYTES = 33
-"""A field element of Shamir's scheme modulo 2^256 + 297."""
-
-SEALED_SHARE_BYTES = 2 * SHARE_BYTES + 16
-"""Two shares and an authentication tag."""

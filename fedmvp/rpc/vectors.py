@@ -14,7 +14,7 @@ from fedmvp.rpc import limits
 from fedmvp.rpc.errors import WireError
 from fedmvp.rpc.fields import bounded, text
 from fedmvp.rpc.v1 import aggregation_pb2 as pb
-from secure_agg.encoding import tensors_digest
+from secure_agg.encoding import little_endian_bytes, tensors_digest
 
 NamedTensors = Sequence[tuple[str, NDArray[Any]]]
 """A model's state in its public order."""
@@ -27,8 +27,7 @@ def ring_dtype(ring_bits: int) -> np.dtype[Any]:
 
 def chunks(array: NDArray[Any]) -> Iterator[bytes]:
     """The raw little-endian bytes of a contiguous array, at most CHUNK_BYTES at a time."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    view = memoryview(little.reshape(-1)).cast("B") if little.size else memoryview(b"")
+    view = little_endian_bytes(array)
     for start in range(0, len(view), limits.CHUNK_BYTES):
         yield bytes(view[start : start + limits.CHUNK_BYTES])
 

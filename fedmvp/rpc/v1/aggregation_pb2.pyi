@@ -196,9 +196,7 @@ class Announcement(_message.Message):
     GRAPH_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     MODEL_ROUND_FIELD_NUMBER: _builtins.int
-    TRAINING_SECONDS_FIELD_NUMBER: _builtins.int
-    PHASE_SECONDS_FIELD_NUMBER: _builtins.int
-    ROUNDS_PLANNED_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
     policy_hash: _builtins.bytes
     roster_hash: _builtins.bytes
     model_hash: _builtins.bytes
@@ -210,11 +208,7 @@ class Announcement(_message.Message):
     graph: _builtins.str
     model_round: _builtins.int
     """the last round whose sum is in this model; 0 before the first"""
-    training_seconds: _builtins.float
-    """how long the coordinator waits for keys"""
-    phase_seconds: _builtins.float
-    """how long it holds each later phase"""
-    rounds_planned: _builtins.int
+    run_id: _builtins.str
     @_builtins.property
     def id(self) -> _secure_sum_pb2.RoundId: ...
     @_builtins.property
@@ -240,13 +234,11 @@ class Announcement(_message.Message):
         graph: _builtins.str = ...,
         tensors: _abc.Iterable[Global___TensorHeader] | None = ...,
         model_round: _builtins.int = ...,
-        training_seconds: _builtins.float = ...,
-        phase_seconds: _builtins.float = ...,
-        rounds_planned: _builtins.int = ...,
+        run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "colluders", b"colluders", "dimension", b"dimension", "graph", b"graph", "id", b"id", "model_hash", b"model_hash", "model_round", b"model_round", "phase_seconds", b"phase_seconds", "policy_hash", b"policy_hash", "ring_bits", b"ring_bits", "roster_hash", b"roster_hash", "rounds_planned", b"rounds_planned", "tensors", b"tensors", "threshold", b"threshold", "training_seconds", b"training_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "colluders", b"colluders", "dimension", b"dimension", "graph", b"graph", "id", b"id", "model_hash", b"model_hash", "model_round", b"model_round", "policy_hash", b"policy_hash", "ring_bits", b"ring_bits", "roster_hash", b"roster_hash", "run_id", b"run_id", "tensors", b"tensors", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

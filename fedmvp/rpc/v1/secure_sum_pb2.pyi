@@ -668,11 +668,14 @@ class AbortRequest(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    ACCUSED_FIELD_NUMBER: _builtins.int
     sender: _builtins.int
     step: _builtins.str
     code: _builtins.str
     signature: _builtins.bytes
     """64 bytes"""
+    accused: _builtins.int
+    """the site whose message failed a check; 0 for the coordinator or nobody"""
     @_builtins.property
     def id(self) -> Global___RoundId: ...
     def __init__(
@@ -683,10 +686,11 @@ class AbortRequest(_message.Message):
         step: _builtins.str = ...,
         code: _builtins.str = ...,
         signature: _builtins.bytes = ...,
+        accused: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "id", b"id", "sender", b"sender", "signature", b"signature", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accused", b"accused", "code", b"code", "id", b"id", "sender", b"sender", "signature", b"signature", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,82 @@
+"""The real trainer of a site: its images, frozen features, and DP-SGD on the prompts.
+
+The one module of the client that imports torch; it is imported when a run starts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+
+from fedmvp.data.dataset import ImageDataset, image_folder, manifest
+from fedmvp.data.images import load_images
+from fedmvp.model.features import extract_features
+from fedmvp.model.from_policy import build_prompted_model
+from fedmvp.model.parameters import dimension
+from fedmvp.study.config import ClientConfig
+from fedmvp.study.policy import StudyPolicy
+from fedmvp.training.from_policy import build_local_trainer
+from fedmvp.training.local import LocalTrainer
+from privacy.ledger import Ledger
+
+log = structlog.get_logger("fedmvp.client")
+
+
+class SiteTrainer:
+    """Implements :class:`fedmvp.client.update_source.UpdateSource` with the real trainer.
+
+    Args:
+        trainer: trains the policy's prompts on the site's images.
+        n_parameters: length of the study's vector.
+    """
+
+    def __init__(self, trainer: LocalTrainer, n_parameters: int) -> None:
+        self._trainer = trainer
+        self.dimension = n_parameters
+
+    def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Train from `parameters` (d,) and return the difference (d,)."""
+        return self._trainer.train_round(parameters)
+
+
+def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> SiteTrainer:
+    """Load the policy's model and the site's images.
+
+    Args:
+        config: where the images, the cache and the device are.
+        policy: the signed study.
+        ledger: the open ledger of these images.
+
+    Raises:
+        UserError: an image, the backbone or the device cannot be used.
+    """
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
+    cache = config.compute.cache_dir
+    model = build_prompted_model(
+        policy,
+        device=_device(config.compute.device),
+        checkpoint=config.compute.checkpoint,
+        cache_dir=cache,
+        announce=log.info,
+    )
+    images, labels = load_images(_dataset(config, policy), model.backbone.image_size)
+    log.info("computing frozen features")
+    features = extract_features(model, images, cache_dir=cache)
+    return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger), dimension(model))
+
+
+def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:
+    read = image_folder if config.data.kind == "image-folder" else manifest
+    return read(config.data.path, policy.task.class_names)
+
+
+def _device(wanted: str) -> str:
+    """The device of client.toml; "auto" takes the fastest there is."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,50 @@
+"""Privacy receipts on the wire."""
+
+from __future__ import annotations
+
+from fedmvp.rpc.fields import text
+from fedmvp.rpc.v1 import aggregation_pb2 as pb
+from privacy.receipt import PrivacyReceipt
+
+RECEIPT_TAG = "fedmvp/receipt/v1"
+"""Domain of the signature over a receipt's canonical encoding."""
+
+
+def receipt_to_wire(receipt: PrivacyReceipt, signature: bytes) -> pb.SubmitReceiptRequest:
+    """A signed receipt, up."""
+    return pb.SubmitReceiptRequest(
+        site_id=receipt.site_id,
+        run_id=receipt.run_id,
+        round=receipt.round,
+        mode=receipt.mode,
+        unit=receipt.unit,
+        neighboring_relation=receipt.neighboring_relation,
+        sample_rate=receipt.sample_rate,
+        noise_multiplier=receipt.noise_multiplier,
+        steps=receipt.steps,
+        epsilon=receipt.epsilon,
+        delta=receipt.delta,
+        accountant=receipt.accountant,
+        ledger_head=receipt.ledger_head,
+        signature=signature,
+    )
+
+
+def receipt_from_wire(wire: pb.SubmitReceiptRequest) -> tuple[PrivacyReceipt, bytes]:
+    """A receipt and its signature, up; the signature is not checked here."""
+    receipt = PrivacyReceipt(
+        site_id=wire.site_id,
+        run_id=text(wire.run_id, "run_id"),
+        round=wire.round,
+        mode=text(wire.mode, "mode"),
+        unit=text(wire.unit, "unit"),
+        neighboring_relation=text(wire.neighboring_relation, "neighboring_relation"),
+        sample_rate=wire.sample_rate,
+        noise_multiplier=wire.noise_multiplier,
+        steps=wire.steps,
+        epsilon=wire.epsilon,
+        delta=wire.delta,
+        accountant=text(wire.accountant, "accountant"),
+        ledger_head=wire.ledger_head,
+    )
+    return receipt, wire.signature

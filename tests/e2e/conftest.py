@@ -1,0 +1,25 @@
+"""Fixtures of the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.federation import Federation, make_federation
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+    """Makes federations; every process they started is gone afterwards."""
+    made: list[Federation] = []
+
+    def make(**options: Any) -> Federation:
+        made.append(make_federation(tmp_path / str(len(made)), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

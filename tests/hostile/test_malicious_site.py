@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from secure_agg import client as client_module
+from secure_agg.encoding import vector_digest
 from secure_agg.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
 from secure_agg.keys import AgreementKey
-from secure_agg.messages import Abort, AbortCode, PeerKeys
+from secure_agg.messages import Abort, AbortCode, MaskedInput, PeerKeys
 from secure_agg.reconstruction import Complaint
 from secure_agg.shamir import split
-from secure_agg.transcript import advertise_statement, share_statement
+from secure_agg.transcript import advertise_statement, input_statement, share_statement
 from secure_agg.transitions import ClientState, ServerState
 from tests.simulation.federation import Federation, Phase, signing_key
 
@@ -175,6 +176,23 @@ def test_a_share_outside_the_field_is_refused_and_the_site_counts_as_dropped():
         federation.server.receive_unmask_shares(lie(message, 12, b"\xff" * 33))
     assert caught.value.peer == 11
     assert federation.unmask({11: Phase.UNMASK}).total.tolist() == [15] * 8
+
+
+@pytest.mark.parametrize(
+    "vector", [np.ones(1, np.uint32), np.ones((2, 8), np.uint32), np.ones(8, np.uint16), np.ones(8, np.float64)]
+)
+def test_a_signed_vector_of_another_shape_or_type_is_refused(vector):
+    federation = Federation(4)
+    federation.keys()
+    federation.shares()
+    tag, fields = input_statement(federation.server._shares_hash, 12, vector_digest(vector))
+    message = MaskedInput(12, vector, vector_digest(vector), signing_key(12).sign(tag, *fields))
+    with pytest.raises(RemoteProtocolError, match="wrong type or length") as caught:
+        federation.server.receive_masked_input(message)
+    assert caught.value.peer == 12
+    federation.masked()
+    federation.confirm()
+    assert federation.unmask().total.tolist() == [15] * 8
 
 
 def test_an_input_out_of_range_ends_the_round_instead_of_spoiling_the_sum(monkeypatch):

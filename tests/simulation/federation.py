@@ -128,8 +128,9 @@ class Federation:
         )
         self.clients = {site_id: self.client(site_id) for site_id in self.context.cohort}
         for position, site_id in enumerate(self.context.cohort):
-            # 2^i at site i: any input that is lost or counted twice shows in the sum.
-            self.inputs.setdefault(site_id, np.full(self.dimension, 2**position, dtype=self.policy.dtype))
+            # 2^i at site i, as far as the ring reaches: any input that is lost or counted twice shows in the sum.
+            value = 2**position if position <= 10 else position
+            self.inputs.setdefault(site_id, np.full(self.dimension, value, dtype=self.policy.dtype))
 
     def client(self, site_id: int, **changed: Any) -> ClientSession:
         """A session of one site, with anything about it changed."""

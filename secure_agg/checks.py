@@ -35,7 +35,7 @@ class ClientChecks:
         self._floor = policy.survivor_floor(len(context.cohort))
 
     def peer_keys(self, adverts: Sequence[AdvertiseKeys], own: AdvertiseKeys) -> None:
-        """Phase 1: U1 is within the cohort, own keys are unchanged, all are signed for this context and distinct."""
+        """Checks K1 to K4: U1 is within the cohort, own keys are unchanged, all are signed for this context and distinct."""
         step = Step.ADVERTISE_KEYS
         self._members(step, [advert.sender for advert in adverts], self._context.cohort)
         for advert in adverts:
@@ -50,7 +50,7 @@ class ClientChecks:
             raise RemoteProtocolError(None, step, "a public key occurs twice")
 
     def commitments(self, message: PeerShares, key_holders: Collection[int], own_commitment: bytes) -> dict[int, bytes]:
-        """Phase 2: U2 is within U1, own commitment is unchanged, and there is one share from each other member.
+        """Checks S1 to S3: U2 is within U1, own commitment is unchanged, and there is one share from each other member.
 
         Returns:
             The commitment of every site of U2.
@@ -66,7 +66,7 @@ class ClientChecks:
         return commitments
 
     def peer_share(self, share: PeerShare, commitment: bytes, keys_hash: bytes) -> None:
-        """Phase 2: a sealed share comes with the listed commitment and is signed for this site and this T1."""
+        """Checks S3 and S4: a sealed share comes with the listed commitment and is signed for this site and this T1."""
         step = Step.SHARE_KEYS
         if share.commitment != commitment:
             raise RemoteProtocolError(None, step, "a site's commitment is not the one in the list")
@@ -76,7 +76,7 @@ class ClientChecks:
     def survivors(
         self, inputs: Sequence[InputDigest], sharers: Collection[int], shares_hash: bytes, own_digest: bytes
     ) -> None:
-        """Phase 4: U3 is within U2, own vector is unchanged, every digest is signed for this T2."""
+        """Checks V1 to V3: U3 is within U2, own vector is unchanged, every digest is signed for this T2."""
         step = Step.CONFIRM_SURVIVORS
         self._members(step, [item.sender for item in inputs], sharers)
         for item in inputs:
@@ -87,7 +87,7 @@ class ClientChecks:
     def confirmations(
         self, confirmations: Sequence[SurvivorConfirmation], survivors: Collection[int], statement: Statement
     ) -> None:
-        """Phase 5: at least t distinct survivors signed exactly the statement this site signed."""
+        """Checks C1 and C2: at least t distinct survivors signed exactly the statement this site signed."""
         step = Step.UNMASK
         signers = [item.sender for item in confirmations]
         self._distinct(step, signers)

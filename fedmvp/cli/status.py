@@ -66,6 +66,7 @@ def summarise(study: SignedStudy, events: list[dict[str, Any]]) -> dict[str, Any
         "rounds_planned": study.policy.study.rounds,
         "rounds_aborted": sum(event["event"] == "round-aborted" for event in events),
         "phase": phase.get("phase") if phase is not None and not finished else None,
+        "accuracy_at_start": next((event.get("accuracy") for event in events if event["event"] == "run-started"), None),
         "accuracy": next((event["accuracy"] for event in reversed(rounds) if event.get("accuracy") is not None), None),
         "last_event": datetime.fromtimestamp(last["time"], UTC).isoformat(timespec="seconds"),
         "sites": {entry.name: _site(entry.site_id, rounds) for entry in study.roster.entries if not entry.revoked},

@@ -1,0 +1,96 @@
+"""Runs the programs in this process and hands back exit code, stdout and stderr."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import structlog
+from PIL import Image
+
+from fedmvp.cli.client import client
+from fedmvp.cli.program import run_program
+from fedmvp.cli.server import server
+from fedmvp.study.templates import policy_template
+from fedmvp.study.workshop import Study, create_study
+from tests.study.conftest import copy_study, site_options
+
+PROGRAMS = {"fedmvp-server": server, "fedmvp-client": client}
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """run("fedmvp-client", "check", ...) -> Result; keyword arguments are environment variables."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def invoke(program: str, *arguments: object, **environment: str) -> Result:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            run_program(PROGRAMS[program], program, [str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        code = int(ended.value.code or 0)
+        if "run" in arguments:  # here the process would end, and with it whatever a failed start left open
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                del ended
+                gc.collect()
+        return Result(code, captured.out, captured.err)
+
+    yield invoke
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def pristine_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("study")
+    return create_study(folder / "study", policy_template("run-1"), sites=site_options(folder))
+
+
+@pytest.fixture
+def study(pristine_study: Study, tmp_path: Path) -> Study:
+    return copy_study(pristine_study, tmp_path / "study")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A joined site with images and a ledger: everything a check asks for, but no server."""
+
+    config: Path
+    folder: Path
+    data: Path
+
+    def edit(self, old: str, new: str) -> None:
+        text = self.config.read_text()
+        assert old in text
+        self.config.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def site(study: Study, tmp_path: Path, run: Run) -> Site:
+    config = study.site_configs["site-1"]
+    made = Site(config, config.parent, tmp_path / "images")
+    made.edit(config.read_text().split("path = ")[1].split("\n")[0], f'"{made.data}"')
+    for number, name in enumerate(("cat", "dog")):
+        (made.data / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), (60 * number, 90, 120)).save(made.data / name / "1.png")
+    assert run("fedmvp-client", "ledger", "--config", config, "create").code == 0
+    return made

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedmvp.errors import ExitCode
+from fedmvp.model import from_policy, parameters
+from fedmvp.study.config import load_client_config
+from fedmvp.study.credentials import load_study
+from fedmvp.study.policy import parse_policy
+from fedmvp.study.prompts import read_prompts, write_prompts
+from fedmvp.study.templates import policy_template
+from privacy.ledger import Ledger
+from tests.model.tiny import tiny_backbone
+
+
+@pytest.fixture
+def charged(site):
+    policy = load_study(load_client_config(site.config, environment={}).study).policy
+    with Ledger.open(site.folder / "ledger.sqlite") as ledger:
+        for number in (1, 2):
+            ledger.reserve("run-1", number, policy.privacy_parameters(), policy.hash).consume()
+        return site, ledger.spent(), ledger.head
+
+
+def test_the_ledger_is_shown_with_everything_an_epsilon_needs(run, charged):
+    site, spent, head = charged
+    result = run("fedmvp-client", "ledger", "--config", site.config, "--format", "json")
+    answer = json.loads(result.out)
+    assert result.err == ""
+    assert answer["epsilon"] == spent.epsilon > 0
+    assert (answer["delta"], answer["unit"], answer["neighboring_relation"]) == (1e-5, "record", "add-or-remove-one")
+    assert answer["accountant"] == spent.accountant
+    assert answer["head"] == head.hex()
+    assert (answer["rounds"], answer["steps"]) == (2, 10)
+    assert [entry["kind"] for entry in answer["entries"]] == ["created", "charge", "charge"]
+    assert answer["entries"][2]["epsilon_after"] == pytest.approx(spent.epsilon)
+
+
+def test_the_ledger_as_a_table_names_adjacency_delta_and_accountant(run, charged):
+    site, spent, head = charged
+    out = run("fedmvp-client", "ledger", "--config", site.config).out
+    for part in ("add-or-remove-one", "1e-05", spent.accountant, head.hex(), f"{spent.epsilon:.6g}"):
+        assert part in out
+
+
+def test_the_ledger_can_be_shown_beside_a_running_site(run, charged):
+    site, _, head = charged
+    with Ledger.open(site.folder / "ledger.sqlite"):
+        assert run("fedmvp-client", "ledger", "--config", site.config, "verify").out == head.hex() + "\n"
+
+
+def test_a_changed_ledger_does_not_verify(run, charged):
+    site, _, _ = charged
+    with closing(sqlite3.connect(site.folder / "ledger.sqlite")) as database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f"DROP TRIGGER {name}")
+        (table,) = database.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'entr%'"
+        ).fetchone()
+        database.execute(f"DELETE FROM {table} WHERE rowid = (SELECT max(rowid) FROM {table})")
+        database.commit()
+    result = run("fedmvp-client", "ledger", "--config", site.config, "verify")
+    assert result.code == ExitCode.LEDGER
+    assert result.out == ""
+
+
+def write_events(study, *events):
+    state = study.folder / "server" / "state"
+    state.mkdir()
+    lines = [json.dumps({"time": 1_800_000_000.0 + place, **event}) for place, event in enumerate(events)]
+    (state / "events.jsonl").write_text("\n".join(lines) + "\n" + '{"event": "torn')
+
+
+RECEIPT = {"epsilon": 1.25, "delta": 1e-5, "neighboring_relation": "add-or-remove-one", "mode": "record-local"}
+STARTED = {"event": "run-started", "accuracy": 0.5}
+ROUND = {
+    "event": "round", "round": 1, "survivors": [1, 2], "dropped": [3], "accuracy": 0.625, "receipts": {"1": RECEIPT},
+}  # fmt: skip
+PHASE = {"event": "phase", "round": 2, "phase": "masked_input"}
+
+
+def test_status_folds_the_events_into_one_answer(run, study):
+    write_events(study, STARTED, ROUND, {"event": "round-aborted", "round": 2}, PHASE)
+    result = run("fedmvp-server", "status", "--config", study.server_config, "--format", "json")
+    answer = json.loads(result.out)
+    assert (answer["run_id"], answer["mode"]) == ("run-1", "record-local")
+    assert (answer["rounds_completed"], answer["rounds_planned"], answer["rounds_aborted"]) == (1, 20, 1)
+    assert (answer["phase"], answer["accuracy_at_start"], answer["accuracy"]) == ("masked_input", 0.5, 0.625)
+    assert answer["last_event"] == "2027-01-15T08:00:03+00:00"
+    assert answer["sites"]["site-1"] == {"rounds": 1, "dropped": 0, "privacy": RECEIPT}
+    assert answer["sites"]["site-3"] == {"rounds": 0, "dropped": 1, "privacy": {}}
+
+
+@pytest.mark.parametrize(
+    ("last", "state"), [("run-finished", "finished"), ("run-stopped", "stopped"), ("run-failed", "failed")]
+)
+def test_status_tells_how_a_run_ended(run, study, last, state):
+    write_events(study, STARTED, {"event": last}, STARTED, ROUND, {"event": last})
+    answer = run("fedmvp-server", "status", "--config", study.server_config, "--format", "json").out
+    assert json.loads(answer)["state"] == state
+
+
+def test_status_of_a_run_that_was_started_again_is_not_its_old_end(run, study):
+    write_events(study, STARTED, {"event": "run-stopped"}, STARTED, ROUND)
+    answer = run("fedmvp-server", "status", "--config", study.server_config, "--format", "json").out
+    assert json.loads(answer)["state"].startswith("running")
+
+
+def test_status_for_people_shows_epsilon_with_its_delta_and_adjacency(run, study):
+    write_events(study, STARTED, ROUND)
+    out = run("fedmvp-server", "status", "--config", study.server_config).out
+    line = next(line for line in out.splitlines() if line.startswith("site-1"))
+    assert line.split() == ["site-1", "1", "0", "1.25", "1e-05", "add-or-remove-one", "record-local"]
+
+
+def test_status_with_a_damaged_log_is_one_message(run, study):
+    state = study.folder / "server" / "state"
+    state.mkdir()
+    (state / "events.jsonl").write_text("hello\n")
+    result = run("fedmvp-server", "status", "--config", study.server_config)
+    assert result.code == ExitCode.CONFIG
+    assert "cannot be read as events" in result.err
+
+
+POLICY = parse_policy(
+    policy_template("run-1").replace("n_prompts = 16", "n_prompts = 4").replace("n_heads = 4", "n_heads = 2").encode()
+)
+
+
+@pytest.fixture
+def prompts(tmp_path, monkeypatch):
+    """A prompts file for a tiny random backbone in the place of the one that the policy names."""
+    monkeypatch.setattr(from_policy, "load_backbone", lambda _spec, **_options: tiny_backbone())
+    model = from_policy.build_prompted_model(POLICY)
+    path = tmp_path / "prompts.safetensors"
+    write_prompts(path, parameters.get_vector(model), POLICY, round_number=3)
+    return path
+
+
+def picture(path, colour=(200, 30, 30)):
+    Image.new("RGB", (20, 18), colour).save(path)
+    return path
+
+
+def test_predict_prints_classes_with_probabilities_that_sum_to_one(run, prompts, tmp_path):
+    image = picture(tmp_path / "a.png")
+    result = run("fedmvp-client", "predict", image, "--prompts", prompts, "--format", "json")
+    assert result.code == 0, result.err
+    (answer,) = json.loads(result.out)
+    assert (answer["image"], answer["stamp"], answer["round"]) == (str(image), "record-local", 3)
+    assert {item["name"] for item in answer["classes"]} == {"cat", "dog"}
+    values = [item["probability"] for item in answer["classes"]]
+    assert values == sorted(values, reverse=True)
+    assert sum(values) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_predict_uses_the_parameters_of_the_file(run, prompts, tmp_path):
+    image = picture(tmp_path / "a.png")
+    before = run("fedmvp-client", "predict", image, "--prompts", prompts, "--format", "json").out
+    values = read_prompts(prompts).parameters
+    write_prompts(prompts, values + np.random.default_rng(0).normal(0, 2, values.shape), POLICY, round_number=3)
+    after = run("fedmvp-client", "predict", image, "--prompts", prompts, "--format", "json").out
+    assert json.loads(before)[0]["classes"] != json.loads(after)[0]["classes"]
+
+
+def test_predict_for_people_is_a_table_for_each_image(run, prompts, tmp_path):
+    images = [picture(tmp_path / "a.png"), picture(tmp_path / "b.png", (0, 0, 90))]
+    result = run("fedmvp-client", "predict", *images, "--prompts", prompts, "--top", "1")
+    assert [line for line in result.out.splitlines() if line.strip() in {str(path) for path in images}]
+    assert sum(line.split()[0] in {"cat", "dog"} for line in result.out.splitlines() if line.split()) == 2
+
+
+def test_predict_with_parameters_of_another_model_is_refused(run, prompts, tmp_path):
+    write_prompts(prompts, np.zeros(5, np.float32), POLICY, round_number=1)
+    result = run("fedmvp-client", "predict", picture(tmp_path / "a.png"), "--prompts", prompts)
+    assert result.code == ExitCode.CONFIG
+    assert "does not fit its own policy" in result.err
+
+
+def test_predict_on_what_is_no_image_is_refused(run, prompts, tmp_path):
+    (tmp_path / "a.png").write_text("hello")
+    result = run("fedmvp-client", "predict", tmp_path / "a.png", "--prompts", prompts)
+    assert result.code == ExitCode.CONFIG
+    assert f"image {tmp_path / 'a.png'} cannot be decoded" in result.err
+
+
+def test_predict_says_when_prompts_were_trained_without_privacy(run, prompts, tmp_path):
+    text = POLICY.document.decode().replace('mode = "record-local" ', 'mode = "UNSAFE-no-dp" ')
+    unsafe = parse_policy(text.replace("epsilon_max = 8.0", "epsilon_max = inf").encode())
+    write_prompts(prompts, read_prompts(prompts).parameters, unsafe, round_number=1)
+    result = run("fedmvp-client", "predict", picture(tmp_path / "a.png"), "--prompts", prompts)
+    assert result.code == 0
+    assert "UNSAFE-no-dp: trained without differential privacy" in result.err

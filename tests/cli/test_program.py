@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import structlog
+
+import fedmvp
+from fedmvp.cli.program import as_user_error
+from fedmvp.errors import ExitCode, UserError
+from privacy.errors import BudgetExceeded, LedgerCorrupt, LedgerLocked, LedgerMissing
+from secure_agg.errors import AggregationAborted
+
+SERVER_COMMANDS = {"init", "enroll", "revoke", "renew", "run", "status"}
+CLIENT_COMMANDS = {"init", "join", "check", "run", "ledger", "predict"}
+
+
+def imported_by(program_name: str) -> set[str]:
+    script = (
+        f"import sys; from fedmvp.cli.{program_name} import main\n"
+        "sys.argv = ['fedmvp', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    root = Path(fedmvp.__file__).parent.parent
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)
+    assert "Usage: fedmvp" in finished.stdout
+    return set(finished.stderr.split())
+
+
+@pytest.mark.parametrize("program_name", ["server", "client"])
+def test_help_loads_neither_torch_nor_grpc(program_name):
+    modules = imported_by(program_name)
+    assert "click" in modules
+    assert not modules & {"torch", "grpc", "open_clip", "opacus", "scipy"}
+
+
+def test_help_of_the_server_names_every_command(run):
+    result = run("fedmvp-server", "--help")
+    assert result.code == 0
+    assert result.out.startswith("Usage: fedmvp-server [OPTIONS] COMMAND [ARGS]...")
+    assert {line.split()[0] for line in result.out.split("Commands:\n")[1].splitlines()} == SERVER_COMMANDS
+
+
+def test_help_of_the_client_names_every_command(run):
+    result = run("fedmvp-client", "--help")
+    assert {line.split()[0] for line in result.out.split("Commands:\n")[1].splitlines()} == CLIENT_COMMANDS
+
+
+@pytest.mark.parametrize("name", ["fedmvp-server", "fedmvp-client"])
+def test_every_command_explains_itself(run, name):
+    commands = SERVER_COMMANDS if name == "fedmvp-server" else CLIENT_COMMANDS
+    for command in sorted(commands):
+        result = run(name, command, "--help")
+        assert result.code == 0
+        assert result.out.startswith(f"Usage: {name} {command}")
+        assert result.err == ""
+
+
+def test_a_mistyped_command_is_one_message_and_code_2(run):
+    result = run("fedmvp-client", "chek")
+    assert result.code == ExitCode.USAGE
+    assert result.out == ""
+    assert result.err.splitlines() == [
+        "error: No such command 'chek'. Did you mean 'check'?",
+        "remedy: fedmvp-client --help lists what it takes",
+    ]
+
+
+def test_a_defect_of_ours_shows_no_traceback_unless_asked(run, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("fedmvp.cli.client.load_client_config", fail)
+    quiet = run("fedmvp-client", "ledger")
+    assert quiet.code == ExitCode.INTERNAL
+    assert quiet.err.splitlines()[0] == "error: internal error: RuntimeError: boom"
+    assert "Traceback" not in quiet.err
+    assert "Traceback" in run("fedmvp-client", "ledger", "--debug").err
+    assert "Traceback" in run("fedmvp-client", "ledger", FEDMVP_DEBUG="1").err
+
+
+def test_ctrl_c_is_no_error(run, monkeypatch):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedmvp.cli.client.load_client_config", interrupt)
+    result = run("fedmvp-client", "ledger")
+    assert (result.code, result.err) == (130, "\nstopped\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("x", remedy="y", exit_code=ExitCode.NETWORK), ExitCode.NETWORK),
+        (click.UsageError("x"), ExitCode.USAGE),
+        (BudgetExceeded(9.0, 8.0), ExitCode.BUDGET),
+        (LedgerMissing("x"), ExitCode.LEDGER),
+        (LedgerLocked("x"), ExitCode.LEDGER),
+        (LedgerCorrupt("x"), ExitCode.LEDGER),
+        (AggregationAborted("masked_input", "x"), ExitCode.PROTOCOL),
+        (ZeroDivisionError("x"), ExitCode.INTERNAL),
+    ],
+)
+def test_every_family_of_errors_has_its_code_and_a_remedy(error, code):
+    shown = as_user_error(error)
+    assert shown.exit_code is code
+    assert shown.remedy
+
+
+def test_an_unknown_variable_is_a_warning(run):
+    result = run("fedmvp-client", "--help", FEDMVP_DATA_PAHT="x")
+    assert result.code == 0
+    assert result.err == "warning: the variable FEDMVP_DATA_PAHT means nothing here; did you mean FEDMVP_DATA_PATH?\n"
+
+
+def test_log_lines_are_json_where_there_is_no_terminal(run, capsys):
+    run("fedmvp-client", "--help", FEDMVP_LOG_FORMAT="json")
+    structlog.get_logger("fedmvp.test").info("phase", round=3)
+    # the handler holds the stream it was given; what it wrote is on the captured stderr
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["round"], line["level"]) == ("phase", 3, "info")
+
+
+def test_log_lines_are_text_when_asked(run, capsys):
+    run("fedmvp-client", "--help", FEDMVP_LOG_FORMAT="text", FEDMVP_LOG_LEVEL="warning")
+    structlog.get_logger("fedmvp.test").info("hidden")
+    structlog.get_logger("fedmvp.test").warning("shown", round=3)
+    err = capsys.readouterr().err
+    assert "hidden" not in err
+    assert "shown" in err
+    with pytest.raises(ValueError, match="line 1"):
+        json.loads(err)
+
+
+@pytest.mark.parametrize("variable", ["FEDMVP_LOG_FORMAT", "FEDMVP_LOG_LEVEL"])
+def test_a_wrong_log_setting_is_refused(run, variable):
+    result = run("fedmvp-client", "--help", **{variable: "loud"})
+    assert result.code == ExitCode.USAGE
+    assert f"error: {variable} is" in result.err
+
+
+def test_version_is_the_packages(run):
+    assert run("fedmvp-server", "--version").out == f"fedmvp, version {fedmvp.__version__}\n"
+
+
+def test_the_installed_commands_are_these_programs(monkeypatch, capsys):
+    for name in ("server", "client"):
+        monkeypatch.setattr(sys, "argv", [f"fedmvp-{name}", "--version"])
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"fedmvp.cli.{name}").main()
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith("fedmvp, version")

@@ -35,7 +35,7 @@ class ClientChecks:
         self._floor = policy.survivor_floor(len(context.cohort))
 
     def peer_keys(self, adverts: Sequence[AdvertiseKeys], own: AdvertiseKeys) -> None:
-        """Checks K1 to K4: U1 is within the cohort, own keys are unchanged, all are signed for this context and distinct."""
+        """Checks K1 to K4: U1 is within the cohort, own keys are unchanged, all are distinct and for this context."""
         step = Step.ADVERTISE_KEYS
         self._members(step, [advert.sender for advert in adverts], self._context.cohort)
         for advert in adverts:

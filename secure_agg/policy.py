@@ -5,7 +5,7 @@ A site reads these from its own copy of the signed study policy and never takes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -50,8 +50,8 @@ class SecureSumPolicy:
     max_cohort: int
     dimension: int
     ring_bits: int = 32
-    fraction_bits: int = 16
-    max_magnitude: int = 2**20
+    fraction_bits: int = field(kw_only=True)
+    max_magnitude: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
         _require(self.colluders >= 1, "colluders is at least 1: every site that reads the sum is itself curious")

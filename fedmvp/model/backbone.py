@@ -153,9 +153,10 @@ class Backbone:
     def embed(self, pixels: Tensor) -> Tensor:
         """Return class token and patches with their positions, before `ln_pre`: (b, 1 + n_patches, vision_width)."""
         visual = self._visual
-        patches = visual.conv1(pixels).flatten(2).transpose(1, 2)  # (b, n_patches, vision_width)
-        first = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        return torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        patches: Tensor = visual.conv1(pixels).flatten(2).transpose(1, 2)  # (b, n_patches, vision_width)
+        first: Tensor = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        positions: Tensor = visual.positional_embedding.to(patches.dtype)
+        return torch.cat([first, patches], dim=1) + positions
 
     def enter(self, tokens: Tensor) -> Tensor:
         """Apply what lies between the embedding and the first block."""

@@ -75,12 +75,10 @@ class PromptedModel(nn.Module):
         backbone = self.backbone
         with backbone.frozen_compute():
             embedded = backbone.embed(pixels)
-            entering = backbone.run_blocks(backbone.enter(embedded), stop=-1)
+            reached = backbone.run_blocks(backbone.enter(embedded), stop=-1 if self._last_block else None)
         if self._last_block is None:
-            with backbone.frozen_compute():
-                leaving = backbone.run_blocks(backbone.enter(embedded))
-            return {"zero_shot": backbone.project(leaving[:, 0].float()), "tokens": embedded.float()}
-        entering = entering.float()
+            return {"zero_shot": backbone.project(reached[:, 0].float()), "tokens": embedded.float()}
+        entering = reached.float()
         prepared = as_prompt_module(self.promptformer).prepare(entering[:, 1:])
         zero_shot = backbone.project(backbone.last_block(entering)[:, 0])
         return {"zero_shot": zero_shot, "prepared": prepared, **self._last_block.summarise(entering)}
@@ -137,7 +135,7 @@ class PromptedModel(nn.Module):
     def _prompted(self, module: nn.Module, features: Features) -> Tensor:
         """Return normalised CLIP features (b, joint_width) of images with the module's prompts."""
         promptformer = as_prompt_module(module)
-        attributes = self._conditioning.expand(len(features["zero_shot"]), -1, -1)
+        attributes = self._conditioning
         if self._last_block is not None:
             return self._last_block(promptformer(features["prepared"], attributes), dict(features))
         tokens, backbone = features["tokens"], self.backbone

@@ -1,9 +1,8 @@
 """PromptFormer: image tokens attend to attribute features and become visual prompts (FedMVP, ICCV 2025, section 3).
 
-Three variants, one interface: `prepare` is the part without trained parameters, done once for each image; `forward`
-maps what it returns and the attributes to prompts. Attributes arrive expanded to one copy a sample, because per-sample
-gradients of a layer are read off its inputs: a leading dimension of one would give one gradient for the whole batch.
-There is no `nn.MultiheadAttention` and no batch statistic, so every gradient splits by sample.
+Three variants, one interface: `prepare` is the part without trained parameters, done once for each image; `forward` maps
+what it returns and the attributes, which all images share, to prompts. There is no `nn.MultiheadAttention` and no batch
+statistic, and what is shared is expanded inside `SharedLinear`, so every gradient splits by sample.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmvp.model.prompt_config import PromptConfig, Variant
+from fedmvp.model.shared_linear import SharedLinear
 
 _QUERY_GAIN = 3.0
 """Makes the attention sharp enough at the start that prompts differ by image; found necessary by measurement."""
@@ -29,7 +29,7 @@ class PromptModule(Protocol):
         """Map patch tokens (b, n_patches, vision_width) to what `forward` conditions on, by no trained parameter."""
 
     def __call__(self, prepared: Tensor, attributes: Tensor) -> Tensor:
-        """Map these and attributes (b, n_attributes, joint_width) to prompts (b, n_prompts, vision_width)."""
+        """Map these and attributes (n_attributes, joint_width) to prompts (b, n_prompts, vision_width)."""
 
 
 class PromptFormer(nn.Module):
@@ -39,7 +39,7 @@ class PromptFormer(nn.Module):
         super().__init__()
         self.n_prompts = config.n_prompts
         self.n_heads = config.n_heads
-        self.attribute_projection = nn.Linear(joint_width, vision_width)
+        self.attribute_projection = SharedLinear(joint_width, vision_width)
         self.token_norm = nn.LayerNorm(vision_width)
         self.attribute_norm = nn.LayerNorm(vision_width)
         self.query = nn.Linear(vision_width, vision_width)
@@ -56,7 +56,7 @@ class PromptFormer(nn.Module):
 
     def forward(self, prepared: Tensor, attributes: Tensor) -> Tensor:
         """Return the prompts (b, n_prompts, vision_width)."""
-        projected = self.attribute_projection(attributes)  # (b, n_attributes, vision_width)
+        projected = self.attribute_projection(attributes, prepared)  # (b, n_attributes, vision_width)
         query = self.query(self.token_norm(prepared))
         key = self.key(self.attribute_norm(projected))
         return self.finish(query, key, self.value(projected))
@@ -81,7 +81,7 @@ class NarrowPromptFormer(nn.Module):
         width = config.bottleneck_width
         self.n_prompts = config.n_prompts
         self.n_heads = config.n_heads
-        self.attribute_projection = nn.Linear(joint_width, width, bias=False)
+        self.attribute_projection = SharedLinear(joint_width, width, bias=False)
         self.query = nn.Linear(vision_width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -93,7 +93,7 @@ class NarrowPromptFormer(nn.Module):
 
     def forward(self, prepared: Tensor, attributes: Tensor) -> Tensor:
         """Return the prompts (b, n_prompts, vision_width)."""
-        projected = self.attribute_projection(attributes)  # (b, n_attributes, bottleneck_width)
+        projected = self.attribute_projection(attributes, prepared)  # (b, n_attributes, bottleneck_width)
         key = self.key(F.layer_norm(projected, projected.shape[-1:]))
         prompts: Tensor = self.output(attend(self.query(prepared), key, self.value(projected), self.n_heads))
         return prompts
@@ -132,12 +132,13 @@ class LoraPromptFormer(nn.Module):
     def forward(self, prepared: Tensor, attributes: Tensor) -> Tensor:
         """Return the prompts (b, n_prompts, vision_width)."""
         frozen = self.frozen
-        projected = frozen.attribute_projection(attributes[:1])  # nothing trained yet: one copy is enough
-        normalised = frozen.attribute_norm(projected)
-        batch = attributes.shape[0]
+        projected = frozen.attribute_projection(attributes, prepared)
+        normalised = frozen.attribute_norm(projected[:1]).expand_as(
+            projected
+        )  # nothing trained yet: one copy is enough
         query = frozen.query(prepared) + self.query_pair(prepared)
-        key = frozen.key(normalised) + self.key_pair(normalised.expand(batch, -1, -1))
-        value = frozen.value(projected) + self.value_pair(projected.expand(batch, -1, -1))
+        key = frozen.key(normalised[:1]) + self.key_pair(normalised)
+        value = frozen.value(projected[:1]) + self.value_pair(projected)
         return frozen.finish(query, key, value)
 
 

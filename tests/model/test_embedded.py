@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fedmvp.errors import UserError
 from fedmvp.model.clip_library import open_clip
@@ -87,8 +88,6 @@ def test_damaged_package_data_is_one_message(damage: str, saved: Path) -> None:
     elif damage == "no-json":
         config.write_text("{")
     else:
-        from safetensors.torch import load_file, save_file
-
         save_file({k: v for k, v in load_file(str(saved)).items() if k != "token_embedding.rows"}, str(saved))
     with pytest.raises(UserError, match="embedded model") as caught:
         load(saved)

@@ -56,17 +56,23 @@ def test_the_engine_accepts_every_choice_at_its_start(
     check_decomposable(model, loss_of, data_of(model))
 
 
-class SharedAttributes(Tensor):
-    """Attributes that refuse to be copied for each sample."""
+class LateBroadcast(nn.Module):
+    """The tempting way to share attributes: project them once and broadcast what comes out."""
 
-    def expand(self, *_: int) -> Tensor:  # type: ignore[override]
-        return self.as_subclass(Tensor)[None]
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = nn.Linear(layer.in_features, layer.out_features, bias=False)
+        self.layer.weight.data.copy_(layer.weight)
+
+    def forward(self, shared: Tensor, samples: Tensor) -> Tensor:
+        return self.layer(shared[None]).expand(len(samples), -1, -1)
 
 
-def test_attributes_shared_by_the_batch_would_be_found_out() -> None:
+def test_attributes_broadcast_after_a_plain_layer_would_be_found_out() -> None:
     model = tiny_model()
     disturb(model)
     data = data_of(model)
-    model._conditioning = model._conditioning.as_subclass(SharedAttributes)
+    check_decomposable(model, loss_of, data)
+    model.promptformer.attribute_projection = LateBroadcast(model.promptformer.attribute_projection)
     with pytest.raises(NotDecomposable):
         check_decomposable(model, loss_of, data)

@@ -47,7 +47,7 @@ def test_the_prompted_feature_is_the_towers_own_with_prompts_among_its_tokens(in
     disturb(model)
     model.gate.weight.data.fill_(20.0)  # tanh(20) is 1 in float32: the prompted feature alone
     features = extract_features(model, IMAGES).tensors
-    attributes = model.bank.conditioning.expand(6, -1, -1)
+    attributes = model.bank.conditioning
     promptformer = as_prompt_module(model.promptformer)
     with torch.no_grad():
         tokens = backbone.embed(backbone.normalise(IMAGES))

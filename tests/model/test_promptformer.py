@@ -21,7 +21,7 @@ def build(variant: Variant, **other: int) -> nn.Module:
 def inputs(batch: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     draws = torch.Generator().manual_seed(2)
     tokens = torch.randn(batch, 16, WIDTH, generator=draws)
-    return tokens, tiny_bank().conditioning.expand(batch, -1, -1)
+    return tokens, tiny_bank().conditioning
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_raw_attributes_and_torchs_own_initialisation_would_make_all_prompts_ali
     """The contrast that the test above stands on: what it measures does see the collapse."""
     tokens, _ = inputs()
     torch.manual_seed(0)
-    raw = tiny_bank().attributes[tiny_bank().mask].expand(6, -1, -1)
+    raw = tiny_bank().attributes[tiny_bank().mask]
     module = build(variant)
     for layer in module.modules():
         if isinstance(layer, nn.Linear):

@@ -1,7 +1,7 @@
 """Random views of a source's images, whole batches at a time on the device.
 
-Every view is 32 px, three channels, values 0 to 1. Each source has its own ranges: photographs are cropped and mirrored,
-written signs are slanted, thickened and bent but never mirrored.
+Every view is 32 px, three channels, values 0 to 1. Each source has its own ranges: photographs are cropped and
+mirrored, written signs are slanted, thickened and bent but never mirrored.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ def uniform(shape: tuple[int, ...], low: float, high: float, device: torch.devic
 
 
 def warp(
-    images: torch.Tensor, *, rotation: float, shear: float, scale: tuple[float, float], stretch: float, shift: float,
-    elastic: float = 0.0, mirror: bool = False,
+    images: torch.Tensor,
+    *,
+    rotation: float,
+    shear: float,
+    scale: tuple[float, float],
+    stretch: float,
+    shift: float,
+    elastic: float = 0.0,
+    mirror: bool = False,
 ) -> torch.Tensor:
     """Sample ``(b, c, h, w)`` at 32 px through a random affine map and an optional smooth displacement."""
     n, device = len(images), images.device
@@ -31,14 +38,20 @@ def warp(
     wide = torch.exp(uniform((n,), -stretch, stretch, device))
     flip = torch.where(torch.rand(n, device=device) < 0.5, -1.0, 1.0) if mirror else torch.ones(n, device=device)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    row_x = torch.stack([flip * cos * size * wide, (slant * cos - sin) * size, uniform((n,), -shift, shift, device)], -1)
-    row_y = torch.stack([flip * sin * size * wide, (slant * sin + cos) * size, uniform((n,), -shift, shift, device)], -1)
+    row_x = torch.stack(
+        [flip * cos * size * wide, (slant * cos - sin) * size, uniform((n,), -shift, shift, device)], -1
+    )
+    row_y = torch.stack(
+        [flip * sin * size * wide, (slant * sin + cos) * size, uniform((n,), -shift, shift, device)], -1
+    )
     grid = F.affine_grid(torch.stack([row_x, row_y], 1), [n, 1, IMAGE_PIXELS, IMAGE_PIXELS], align_corners=False)
     if elastic:
         coarse = torch.randn(n, 2, 5, 5, device=device) * uniform((n, 1, 1, 1), 0.0, elastic, device)
         bend = F.interpolate(coarse, size=(IMAGE_PIXELS, IMAGE_PIXELS), mode="bicubic", align_corners=True)
         grid = grid + bend.permute(0, 2, 3, 1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border" if mirror else "zeros", align_corners=False)
+    return F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="border" if mirror else "zeros", align_corners=False
+    )
 
 
 def vary_strokes(images: torch.Tensor) -> torch.Tensor:
@@ -82,7 +95,9 @@ def erase(images: torch.Tensor, probability: float) -> torch.Tensor:
     side = uniform((n, 1, 1), 0.1, 0.5, device) * (torch.rand(n, 1, 1, device=device) < probability)
     centre = torch.rand(n, 2, 1, 1, device=device)
     axis = torch.linspace(0, 1, IMAGE_PIXELS, device=device)
-    inside = ((axis[None, None, :] - centre[:, 0]).abs() < side / 2) & ((axis[None, :, None] - centre[:, 1]).abs() < side / 2)
+    inside = ((axis[None, None, :] - centre[:, 0]).abs() < side / 2) & (
+        (axis[None, :, None] - centre[:, 1]).abs() < side / 2
+    )
     return torch.where(inside[:, None], torch.full((), 0.45, device=device), images)
 
 
@@ -103,11 +118,15 @@ def view(name: str, pixels: torch.Tensor) -> torch.Tensor:
         warped = warp(drawn - flat, rotation=12, shear=0.1, scale=(0.8, 1.2), stretch=0.1, shift=0.15) + flat
         return jitter(warped, 0.2)
     if name == "glyphs":
-        warped = warp(vary_strokes(images), rotation=15, shear=0.35, scale=(0.85, 1.35), stretch=0.25, shift=0.15, elastic=0.09)
+        warped = warp(
+            vary_strokes(images), rotation=15, shear=0.35, scale=(0.85, 1.35), stretch=0.25, shift=0.15, elastic=0.09
+        )
         return colour_signs(warped)
     if name == "scans":
         large = F.interpolate(images, size=(24, 24), mode="bicubic", align_corners=False)
-        large = torch.sigmoid((F.pad(large, (4, 4, 4, 4)) - 0.45) * uniform((len(images), 1, 1, 1), 5, 14, images.device))
+        large = torch.sigmoid(
+            (F.pad(large, (4, 4, 4, 4)) - 0.45) * uniform((len(images), 1, 1, 1), 5, 14, images.device)
+        )
         warped = warp(large, rotation=12, shear=0.25, scale=(0.85, 1.2), stretch=0.2, shift=0.12, elastic=0.07)
         return colour_signs(warped)
     raise ValueError(f"no augmentation is defined for the source {name!r}")

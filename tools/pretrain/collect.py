@@ -1,7 +1,7 @@
 """Gather the public sources into one corpus folder, with the hash of every source file.
 
-Responsible for reading the original files; knows nothing of training. No MNIST image, and no image derived from MNIST, is
-read here: the demo's digits stay unseen.
+Responsible for reading the original files; knows nothing of training. No MNIST image, and no image derived
+from MNIST, is read here: the demo's digits stay unseen.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ import resvg_py
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
+NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 EMOJI_PIXELS = 40
 GLYPH_PIXELS = 48
 # Colour variations of one drawing would outweigh all other concepts.
 SKIN_TONE = re.compile(r"(skin-tone|-(light|medium|dark|medium-light|medium-dark)(-|$))")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Fonts whose characters are pictures or are unreadable as digits.
-PICTURE_FONTS = re.compile(r"(symbol|dingbat|emoji|wingding|icons|barcode|braille|music|cypher|encrypt|bats)", re.IGNORECASE)
+PICTURE_FONTS = re.compile(
+    r"(symbol|dingbat|emoji|wingding|icons|barcode|braille|music|cypher|encrypt|bats)", re.IGNORECASE
+)
 
 
 def sha256(path: Path) -> str:
@@ -48,7 +51,7 @@ def render_emoji(archive: Path) -> tuple[list[bytes], list[str]]:
         if SKIN_TONE.search(name):
             continue
         box = f"0 0 {icon.get('width', width)} {icon.get('height', height)}"
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{icon["body"]}</svg>'
+        svg = f'<svg {NAMESPACES} viewBox="{box}">{icon["body"]}</svg>'
         png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=EMOJI_PIXELS, height=EMOJI_PIXELS))
         pictures.append(png)
         names.append(name.replace("-", " "))
@@ -82,7 +85,9 @@ def draw_digit(font: ImageFont.FreeTypeFont, text: str) -> np.ndarray | None:
     canvas = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
     ImageDraw.Draw(canvas).text((2 - left, 2 - top), text, fill=255, font=font)
     scale = 36 / max(canvas.size)
-    resized = canvas.resize((max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale))), Image.Resampling.BICUBIC)
+    resized = canvas.resize(
+        (max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale))), Image.Resampling.BICUBIC
+    )
     page = Image.new("L", (GLYPH_PIXELS, GLYPH_PIXELS))
     page.paste(resized, ((GLYPH_PIXELS - resized.width) // 2, (GLYPH_PIXELS - resized.height) // 2))
     pixels = np.asarray(page)
@@ -100,9 +105,17 @@ def read_idx(path: Path) -> np.ndarray:
 def main() -> None:
     """Write corpus/cifar10.tar.gz, drawings.npz and sources.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--cifar10", type=Path, required=True, help="archive of CIFAR-10 as train/<class>/*, test/<class>/*")
+    parser.add_argument(
+        "--cifar10", type=Path, required=True, help="archive of CIFAR-10 as train/<class>/*, test/<class>/*"
+    )
     parser.add_argument("--fashion-mnist", type=Path, required=True, help="folder of Debian's dataset-fashion-mnist")
-    parser.add_argument("--emoji", type=Path, nargs="+", required=True, help="npm archives of icon sets (noto, twemoji, fluent-emoji-flat)")
+    parser.add_argument(
+        "--emoji",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="npm archives of icon sets (noto, twemoji, fluent-emoji-flat)",
+    )
     parser.add_argument("--fonts", type=Path, required=True, help="folder of open fonts")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -129,14 +142,22 @@ def main() -> None:
             sources[f"fonts/{path.name}"] = {"sha256": sha256(path)}
     scanned = load_digits()
     scans = (scanned.images * (255 / 16)).astype(np.uint8)
-    sources["scikit-learn digits (UCI optdigits, test part)"] = {"sha256": hashlib.sha256(scans.tobytes()).hexdigest(), "licence": "CC BY 4.0"}
+    sources["scikit-learn digits (UCI optdigits, test part)"] = {
+        "sha256": hashlib.sha256(scans.tobytes()).hexdigest(),
+        "licence": "CC BY 4.0",
+    }
 
     offsets = np.cumsum([0] + [len(p) for p in pictures])
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
-        emoji_png=np.frombuffer(b"".join(pictures), dtype=np.uint8), emoji_offsets=offsets, emoji_names=np.asarray(names),
-        glyphs=glyphs, glyph_labels=glyph_labels, scans=scans, scan_labels=scanned.target.astype(np.uint8),
+        emoji_png=np.frombuffer(b"".join(pictures), dtype=np.uint8),
+        emoji_offsets=offsets,
+        emoji_names=np.asarray(names),
+        glyphs=glyphs,
+        glyph_labels=glyph_labels,
+        scans=scans,
+        scan_labels=scanned.target.astype(np.uint8),
     )
     (out / "drawings.npz").write_bytes(buffer.getvalue())
     (out / "sources.json").write_text(json.dumps(sources, indent=1, sort_keys=True) + "\n")

@@ -1,7 +1,7 @@
 """The pre-training corpus in memory: images by source on the device, captions by concept.
 
-A concept is a thing with a name ("truck", "digit three", "red apple"); several sources may draw the same concept, and an
-image is paired with any caption of its concept.
+A concept is a thing with a name ("truck", "digit three", "red apple"); several sources may draw the same
+concept, and an image is paired with any caption of its concept.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,33 @@ from tools.pretrain.collect import DIGIT_NAMES, EMOJI_PIXELS, read_idx
 
 CONCEPTS_FILE = Path(__file__).with_name("concepts.toml")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FASHION_CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+FASHION_CLASSES = (
+    "t-shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 ATTRIBUTE_TEMPLATE = "a photo of a {name}, which has {attribute}"
-NAME_TEMPLATES = ("a photo of a {name}", "a picture of a {name}", "a small image of a {name}", "{name}", "a blurry photo of the {name}")
-DRAWING_TEMPLATES = ("an emoji of a {name}", "a drawing of a {name}", "a photo of a {name}", "{name}", "an icon of {name}")
+NAME_TEMPLATES = (
+    "a photo of a {name}",
+    "a picture of a {name}",
+    "a small image of a {name}",
+    "{name}",
+    "a blurry photo of the {name}",
+)
+DRAWING_TEMPLATES = (
+    "an emoji of a {name}",
+    "a drawing of a {name}",
+    "a photo of a {name}",
+    "{name}",
+    "an icon of {name}",
+)
 
 
 @dataclass
@@ -52,9 +76,14 @@ class Source:
     share: float
 
 
+def read_concepts() -> dict[str, Any]:
+    """Synonyms and attribute sentences by group and class name."""
+    return tomllib.loads(CONCEPTS_FILE.read_text(encoding="utf-8"))
+
+
 def described_concepts() -> Concepts:
-    """The thirty concepts that have attribute sentences: ten of each of the three groups, in the sources' label order."""
-    groups = tomllib.loads(CONCEPTS_FILE.read_text())
+    """The thirty concepts that have attribute sentences, ten of each group in its source's label order."""
+    groups = read_concepts()
     concepts = Concepts()
     for group, order in (("cifar10", CIFAR10_CLASSES), ("fashion-mnist", FASHION_CLASSES), ("digits", DIGIT_NAMES)):
         for name in order:
@@ -84,7 +113,9 @@ def read_cifar10(archive: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 def read_emoji(drawings: np.lib.npyio.NpzFile) -> np.ndarray:
     """Drawings as ``(n, 4, 40, 40)``, transparency last."""
     blob, offsets = drawings["emoji_png"].tobytes(), drawings["emoji_offsets"]
-    pictures = [Image.open(io.BytesIO(blob[a:b])).convert("RGBA") for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    pictures = [
+        Image.open(io.BytesIO(blob[a:b])).convert("RGBA") for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+    ]
     square = [p if p.size == (EMOJI_PIXELS, EMOJI_PIXELS) else p.resize((EMOJI_PIXELS, EMOJI_PIXELS)) for p in pictures]
     return np.stack([np.asarray(p) for p in square]).transpose(0, 3, 1, 2)
 
@@ -99,7 +130,9 @@ def load_corpus(folder: Path, device: torch.device) -> tuple[Concepts, list[Sour
     emoji_labels = np.asarray([concepts.index(str(name)) for name in drawings["emoji_names"]])
 
     def source(name: str, pixels: np.ndarray, labels: np.ndarray, share: float) -> Source:
-        return Source(name, torch.tensor(pixels, device=device), torch.tensor(labels.astype(np.int64), device=device), share)
+        return Source(
+            name, torch.tensor(pixels, device=device), torch.tensor(labels.astype(np.int64), device=device), share
+        )
 
     return concepts, [
         source("photos", photos, photo_labels, 0.52),

@@ -2,9 +2,10 @@
 
     python -m tools.pretrain.train --corpus CORPUS --out checkpoint.pt --seconds 540
 
-Image features are matched against the captions of all concepts in the batch and of a random sample of others: a softmax in
-which every image has exactly one right concept, and, in the other direction, every caption has all images of its concept
-(Khosla et al. 2020, supervised contrastive, with text as the second view; Yang et al. 2022, UniCL).
+Image features are matched against the captions of all concepts in the batch and of a random sample of others:
+a softmax in
+which every image has exactly one right concept, and, in the other direction, every caption has all images of
+its concept (Khosla et al. 2020, supervised contrastive, with text as the second view; Yang et al. 2022, UniCL).
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def tokenize(concepts: Concepts, device: torch.device) -> Captions:
     """
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
     counts = torch.tensor([len(captions) for captions in concepts.captions], device=device)
-    used, tokens = tokenizer([caption for captions in concepts.captions for caption in captions]).unique(return_inverse=True)
+    used, tokens = tokenizer([caption for captions in concepts.captions for caption in captions]).unique(
+        return_inverse=True
+    )
     return Captions(tokens.to(device), counts.cumsum(0) - counts, counts, used)
 
 
@@ -77,7 +80,9 @@ def draw_batch(sources: list[Source], size: int) -> tuple[torch.Tensor, torch.Te
     return (torch.cat(images) - MEAN) / STD, torch.cat(labels)
 
 
-def contrast(image_features: torch.Tensor, text_features: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def contrast(
+    image_features: torch.Tensor, text_features: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
     """Both directions of the softmax; ``targets (b,)`` is each image's row of ``text_features``."""
     logits = scale * image_features @ text_features.T  # (batch, captions)
     to_text = F.cross_entropy(logits, targets, label_smoothing=0.05)
@@ -88,22 +93,29 @@ def contrast(image_features: torch.Tensor, text_features: torch.Tensor, targets:
 
 
 @torch.no_grad()
-def zero_shot(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray, names: list[str], device: torch.device) -> float:
+def zero_shot(
+    model: torch.nn.Module, images: np.ndarray, labels: np.ndarray, names: list[str], device: torch.device
+) -> float:
     """Accuracy with the mean of the name templates as classifier; images ``(n, 1 or 3, h, w)`` uint8."""
     tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
-    rows = [model.encode_text(tokenizer([t.format(name=n) for t in NAME_TEMPLATES]).to(device), normalize=True).mean(0) for n in names]
+    rows = [
+        model.encode_text(tokenizer([t.format(name=n) for t in NAME_TEMPLATES]).to(device), normalize=True).mean(0)
+        for n in names
+    ]
     classifier = F.normalize(torch.stack(rows), dim=-1)
     right = 0
     for start in range(0, len(images), 2000):
         batch = torch.tensor(images[start : start + 2000], device=device).float() / 255
-        batch = F.interpolate(batch, size=(32, 32), mode="bicubic", align_corners=False).clamp(0, 1).expand(-1, 3, -1, -1)
+        batch = (
+            F.interpolate(batch, size=(32, 32), mode="bicubic", align_corners=False).clamp(0, 1).expand(-1, 3, -1, -1)
+        )
         features = model.encode_image((batch - MEAN) / STD, normalize=True)
         right += int(((features @ classifier.T).argmax(1).cpu().numpy() == labels[start : start + 2000]).sum())
     return right / len(images)
 
 
 def start_like_a_trained_tower(visual: torch.nn.Module) -> None:
-    """Initialise attention and positions as they look after training (Trockman and Kolter 2023, mimetic initialisation).
+    """Initialise attention and positions as they look after training (mimetic, Trockman and Kolter 2023).
 
     Query times key is close to the identity, value times projection close to its negative, and positions are sines: a
     small tower on little data then needs far fewer images to reach the same accuracy.
@@ -119,14 +131,18 @@ def start_like_a_trained_tower(visual: torch.nn.Module) -> None:
                 left, spectrum, right = torch.linalg.svd(target)
                 queries.append((left[:, :size] * spectrum[:size].sqrt()).T)
                 keys.append((right[:size].T * spectrum[:size].sqrt()).T)
-            left, spectrum, right = torch.linalg.svd(0.4 * torch.randn(width, width) / width**0.5 - 0.4 * torch.eye(width))
+            left, spectrum, right = torch.linalg.svd(
+                0.4 * torch.randn(width, width) / width**0.5 - 0.4 * torch.eye(width)
+            )
             attention.in_proj_weight.copy_(torch.cat([*queries, *keys, (right.T * spectrum.sqrt()).T]))
             attention.out_proj.weight.copy_(left * spectrum.sqrt())
     side, width = visual.grid_size[0], visual.positional_embedding.shape[1]
     frequencies = 1 / 100 ** (torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * frequencies[None]
     waves = torch.cat([angles.sin(), angles.cos()], 1)  # (side, width / 2)
-    grid = torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], -1).reshape(side * side, width)
+    grid = torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], -1).reshape(
+        side * side, width
+    )
     with torch.no_grad():
         visual.positional_embedding[1:].copy_(0.3 * grid)
 
@@ -165,7 +181,9 @@ def train(arguments: argparse.Namespace, device: torch.device) -> torch.nn.Modul
         images, labels = draw_batch(sources, arguments.batch)
         extra = torch.randint(len(captions.counts), (arguments.negatives,), device=device)
         asked = torch.cat([labels, extra]).unique()  # sorted concept numbers
-        chosen = captions.tokens[captions.first[asked] + (torch.rand(len(asked), device=device) * captions.counts[asked]).long()]
+        chosen = captions.tokens[
+            captions.first[asked] + (torch.rand(len(asked), device=device) * captions.counts[asked]).long()
+        ]
         targets = torch.searchsorted(asked, labels)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             image_features = F.normalize(model.visual(images), dim=-1)
@@ -183,8 +201,17 @@ def train(arguments: argparse.Namespace, device: torch.device) -> torch.nn.Modul
         step, seen = step + 1, seen + len(images)
         if step % arguments.log_every == 0:
             seconds = time.monotonic() - start
-            print(json.dumps({"step": step, "seconds": round(seconds), "loss": round(loss.item(), 3),
-                              "images_per_second": round(seen / seconds)}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "step": step,
+                        "seconds": round(seconds),
+                        "loss": round(loss.item(), 3),
+                        "images_per_second": round(seen / seconds),
+                    }
+                ),
+                flush=True,
+            )
         if step % arguments.save_every == 0:
             save(average, captions.used, arguments.out)
     save(average, captions.used, arguments.out)
@@ -229,11 +256,18 @@ def main() -> None:
     model = train(arguments, device).eval()
     concepts = described_concepts()
     photos, photo_labels = read_cifar10(arguments.corpus / "cifar10.tar.gz", "test")
-    clothes, clothes_labels = (read_idx(arguments.corpus / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
-    print(json.dumps({
-        "cifar10_test": zero_shot(model, photos, photo_labels, concepts.names[:10], device),
-        "fashion_mnist_test": zero_shot(model, clothes[:, None], clothes_labels, concepts.names[10:20], device),
-    }), flush=True)
+    clothes, clothes_labels = (
+        read_idx(arguments.corpus / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1")
+    )
+    print(
+        json.dumps(
+            {
+                "cifar10_test": zero_shot(model, photos, photo_labels, concepts.names[:10], device),
+                "fashion_mnist_test": zero_shot(model, clothes[:, None], clothes_labels, concepts.names[10:20], device),
+            }
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""What a finished demo found: the exactness of its sums, its accuracies and budgets, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmvp.evaluation.accuracy import Accuracy
+from privacy.ledger import PrivacySpent
+from secure_agg.policy import SecureSumPolicy
+from secure_agg.ring import decode_sum
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that the table, the page and summary.json show.
+
+    Args:
+        zero_shot: accuracy before tuning, on the public images; costs no privacy.
+        tuned: after the last round.
+        nonprivate: the same study without clipping and noise.
+        probe: a private linear probe under the same mechanism.
+        probe_epsilon: what the probe's ledgers show.
+        spent: each site's ledger by name.
+        rounds: the server's "round" events in order.
+        dropped: (site, round) pairs that a round was completed without.
+        max_abs_sum_error: largest difference between a published sum and the sum of what the sites wrote down.
+        rounds_checked: how many published sums were compared.
+        seconds: from the start of the first process to the end of the last.
+        dimension: trained parameters.
+        names: site names by number.
+    """
+
+    zero_shot: Accuracy
+    tuned: Accuracy
+    nonprivate: Accuracy
+    probe: Accuracy
+    probe_epsilon: float
+    spent: dict[str, PrivacySpent]
+    rounds: Sequence[dict[str, Any]]
+    dropped: tuple[tuple[str, int], ...]
+    max_abs_sum_error: float
+    rounds_checked: int
+    seconds: float
+    dimension: int
+    names: dict[str, str]
+
+    @property
+    def epsilon(self) -> float:
+        """The largest epsilon of any site; sites hold different records, so the study's is their maximum."""
+        return max(spent.epsilon for spent in self.spent.values())
+
+    @property
+    def bytes_up_by_site(self) -> dict[str, int]:
+        """Bytes of protocol messages each site sent over all rounds."""
+        totals = dict.fromkeys(self.names.values(), 0)
+        for event in self.rounds:
+            for site, count in event["bytes_up_by_site"].items():
+                totals[self.names[str(site)]] += count
+        return totals
+
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        any_spent = next(iter(self.spent.values()))
+        return {
+            "rounds_completed": len(self.rounds),
+            "zero_shot_accuracy": self.zero_shot.value,
+            "tuned_accuracy": self.tuned.value,
+            "nonprivate_accuracy": self.nonprivate.value,
+            "probe_accuracy": self.probe.value,
+            "intervals_95": {
+                name: [found.low, found.high]
+                for name, found in (
+                    ("zero_shot", self.zero_shot),
+                    ("tuned", self.tuned),
+                    ("nonprivate", self.nonprivate),
+                    ("probe", self.probe),
+                )
+            },
+            "epsilon": self.epsilon,
+            "delta": any_spent.delta,
+            "neighboring_relation": any_spent.neighboring_relation,
+            "unit": any_spent.unit,
+            "accountant": any_spent.accountant,
+            "epsilon_by_site": {name: spent.epsilon for name, spent in self.spent.items()},
+            "probe_epsilon": self.probe_epsilon,
+            "max_abs_sum_error": self.max_abs_sum_error,
+            "rounds_checked": self.rounds_checked,
+            "seconds": round(self.seconds, 1),
+            "bytes_up_per_client": round(np.mean(list(self.bytes_up_by_site.values()))),
+            "bytes_up_by_site": self.bytes_up_by_site,
+            "dropped_client_rounds": len(self.dropped),
+            "dropped": [{"site": site, "round": number} for site, number in self.dropped],
+            "trained_parameters": self.dimension,
+            "public_images": self.tuned.total,
+        }
+
+
+def check_sums(folder: Path, policy: SecureSumPolicy, roster_names: dict[int, str]) -> tuple[float, int]:
+    """Compare every published sum with the integer sum of what its survivors wrote down before masking.
+
+    Args:
+        folder: one folder a site with ``sent-*.npy`` and ``published-*.npz``.
+        policy: ring and fixed point of the study.
+        roster_names: site names by number.
+
+    Returns:
+        The largest difference in units of the update, and the number of rounds compared.
+
+    Raises:
+        FileNotFoundError: a survivor wrote nothing down.
+    """
+    largest, checked = 0.0, {}
+    for path in sorted(folder.glob("*/published-*.npz")):
+        number = int(path.stem.removeprefix("published-"))
+        with np.load(path) as published:
+            total, survivors = published["total"], [int(site) for site in published["survivors"]]
+        sent = [np.load(folder / roster_names[site] / f"sent-{number:05d}.npy") for site in survivors]
+        exact = np.sum([vector.view(f"i{vector.itemsize}").astype(np.int64) for vector in sent], axis=0)
+        decoded = decode_sum(policy, total, len(survivors))
+        largest = max(largest, float(np.abs(decoded - exact / 2.0**policy.fraction_bits).max()))
+        checked[number] = True
+    return largest, len(checked)

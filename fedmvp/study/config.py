@@ -254,8 +254,8 @@ def load_client_config(
 ) -> ClientConfig:
     """Read client.toml; arguments and errors as :func:`load_server_config`."""
     config = _load(ClientConfig, path, "fedmvp-client init", overrides, environment)
-    if insecure:
-        _require_loopback(config.server.address or "unset:0")
+    if insecure and config.server.address:
+        _require_loopback(config.server.address)
     config._insecure = insecure  # noqa: SLF001 - set once, here
     return config
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmvp.errors import ExitCode, UserError
@@ -42,6 +42,7 @@ def test_tables_made_by_a_program_read_back_as_the_same_policy():
     assert again.model_dump() == parse_policy(TEMPLATE.encode()).model_dump()
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine is no defect
 @given(
     st.recursive(
         st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),

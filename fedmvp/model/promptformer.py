@@ -1,8 +1,8 @@
 """PromptFormer: image tokens attend to attribute features and become visual prompts (FedMVP, ICCV 2025, section 3).
 
-Three variants, one interface: `prepare` is the part without trained parameters, done once for each image; `forward` maps
-what it returns and the attributes, which all images share, to prompts. There is no `nn.MultiheadAttention` and no batch
-statistic, and what is shared is expanded inside `SharedLinear`, so every gradient splits by sample.
+Three variants, one interface: `prepare` is the part without trained parameters, done once for each image; `forward`
+maps what it returns and the attributes, which all images share, to prompts. There is no `nn.MultiheadAttention` and no
+batch statistic, and what is shared is expanded inside `SharedLinear`, so every gradient splits by sample.
 """
 
 from __future__ import annotations

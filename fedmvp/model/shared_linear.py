@@ -1,9 +1,10 @@
 """A linear layer whose input is the same for every sample of a batch, with exact per-sample gradients.
 
-Attributes are public and equal for all images, so their projection is computed once and handed to every sample. Broadcasting
-the result of a plain `nn.Linear` would give one gradient for the whole batch, because per-sample gradients are read off a
-layer's inputs; expanding the input first is exact and repeats the same product for every sample. Here the output is expanded
-inside the layer, and the gradient of sample n is its own output gradient times the shared input.
+Attributes are public and equal for all images, so their projection is computed once and handed to every sample.
+Broadcasting the result of a plain `nn.Linear` would give one gradient for the whole batch, because per-sample
+gradients are read off a layer's inputs; expanding the input first is exact and repeats the same product for every
+sample. Here the output is expanded inside the layer, and the gradient of sample n is its own output gradient times the
+shared input.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ class SharedLinear(nn.Linear):
 
         Args:
             shared: the input of every sample (n, in_features).
-            samples: any tensor with the batch in front; only its length b counts. It comes last because Opacus reads the
-                batch size off a layer's last input.
+            samples: any tensor with the batch in front; only its length b counts. It comes last because Opacus reads
+                the batch size off a layer's last input.
         """
         return F.linear(shared, self.weight, self.bias).expand(len(samples), -1, -1)
 
 
 def shared_linear_grad_sample(
     layer: SharedLinear, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
+) -> dict[Tensor, Tensor]:
     """Return the per-sample gradients of a `SharedLinear`, as Opacus asks of a layer.
 
     Args:
@@ -38,7 +39,7 @@ def shared_linear_grad_sample(
         activations: its inputs, shared and samples.
         backprops: gradients of the summed loss by its output (b, n, out_features).
     """
-    gradients: dict[nn.Parameter, Tensor] = {}
+    gradients: dict[Tensor, Tensor] = {}
     if layer.weight.requires_grad:
         gradients[layer.weight] = torch.einsum("bno,ni->boi", backprops, activations[0].to(backprops.dtype))
     if layer.bias is not None and layer.bias.requires_grad:

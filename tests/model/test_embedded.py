@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from fedmvp.errors import UserError
 from fedmvp.model.clip_library import open_clip
-from fedmvp.model.embedded import load_embedded, save_embedded
+from fedmvp.model.embedded import EMBEDDED_WEIGHTS, load_embedded, save_embedded
 from fedmvp.model.loading import BackboneSpec, load_backbone, random_backbone
 from tests.model.tiny import random_images, tiny_config
 
@@ -29,6 +29,16 @@ def saved(tmp_path: Path) -> Path:
 
 def load(path: Path) -> object:
     return load_backbone(BackboneSpec("fedmvp-tiny", "embedded", checkpoint=path))
+
+
+def test_the_model_in_the_package_loads_and_tells_the_words_of_its_captions_apart() -> None:
+    assert EMBEDDED_WEIGHTS.stat().st_size < 16_000_000
+    backbone = load_backbone(BackboneSpec("fedmvp-tiny", "embedded"))
+    features = backbone.encode_sentences(["a photo of a cat", "a photo of a truck", "a photo of a ship"])
+    similar = features @ features.T
+    assert (similar - similar.diag().diag()).max() < 0.95
+    assert backbone.unknown_words(["a photo of a cat"]) == ()
+    assert backbone.encode_images(backbone.normalise(random_images(2, size=backbone.image_size))).isfinite().all()
 
 
 def test_a_model_survives_being_written_and_read(saved: Path) -> None:

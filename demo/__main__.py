@@ -101,8 +101,8 @@ def federate(folder: Path, study: Study) -> tuple[Progress, float]:
                     progress.take(event)
                 if not restarted and processes.was_killed(KILLED_SITE):
                     display.note(
-                        f"{KILLED_SITE} was killed in round {KILLED_IN_ROUND}, its keys shared, its vector not yet sent; "
-                        "starting it again"
+                        f"{KILLED_SITE} was killed in round {KILLED_IN_ROUND}, its keys shared, its vector not yet "
+                        "sent; starting it again"
                     )
                     processes.start_site(KILLED_SITE, study.site_configs[KILLED_SITE])
                     restarted = True

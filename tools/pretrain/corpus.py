@@ -7,6 +7,7 @@ concept, and an image is paired with any caption of its concept.
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
@@ -113,9 +114,7 @@ def read_cifar10(archive: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 def read_emoji(drawings: np.lib.npyio.NpzFile) -> np.ndarray:
     """Drawings as ``(n, 4, 40, 40)``, transparency last."""
     blob, offsets = drawings["emoji_png"].tobytes(), drawings["emoji_offsets"]
-    pictures = [
-        Image.open(io.BytesIO(blob[a:b])).convert("RGBA") for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-    ]
+    pictures = [Image.open(io.BytesIO(blob[a:b])).convert("RGBA") for a, b in itertools.pairwise(offsets)]
     square = [p if p.size == (EMOJI_PIXELS, EMOJI_PIXELS) else p.resize((EMOJI_PIXELS, EMOJI_PIXELS)) for p in pictures]
     return np.stack([np.asarray(p) for p in square]).transpose(0, 3, 1, 2)
 

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import PatchDropout
 
+from fedmvp.model.clip_library import open_clip
 from tools.pretrain.augment import view
 from tools.pretrain.collect import read_idx
 from tools.pretrain.corpus import NAME_TEMPLATES, Concepts, Source, described_concepts, load_corpus, read_cifar10
@@ -166,7 +165,7 @@ def train(arguments: argparse.Namespace, device: torch.device) -> torch.nn.Modul
     config["text_cfg"]["vocab_size"] = len(captions.used)
     model = open_clip.CLIP(**config)
     start_like_a_trained_tower(model.visual)
-    model.visual.patch_dropout = PatchDropout(0.5)
+    model.visual.patch_dropout = open_clip.transformer.PatchDropout(0.5)
     model = model.to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = make_optimizers(model, arguments.learning_rate)

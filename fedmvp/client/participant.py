@@ -114,18 +114,16 @@ def take_part(site: Site, invitation: Invitation, exchanges: Exchanges) -> Serve
     """
     _accept(site, invitation)
     context = invitation.context
-    with ThreadPoolExecutor(max_workers=1) as beside:  # the disk is waited for while the site trains
-        marked = beside.submit(site.ledger.mark_attempt, context.run_id, context.round, context.attempt)
-        vector = _train(site, invitation)
-        marked.result()
-    session = site.session_factory(
-        policy=site.policy.secure_sum(site.source.dimension),
-        roster=site.credentials.study.roster,
-        site_id=site.site_id,
-        signing_key=site.credentials.signing_key,
-        context=context,
-        ledger_head=site.ledger.head,
-    )
+    try:
+        site.check_budget()
+        with ThreadPoolExecutor(max_workers=1) as beside:  # the disk is waited for while the site trains
+            marked = beside.submit(site.ledger.mark_attempt, context.run_id, context.round, context.attempt)
+            vector = _train(site, invitation)
+            marked.result()
+    except BaseException:
+        _leave(_session(site, context), exchanges, sa.AbortCode.REFUSED)
+        raise
+    session = _session(site, context)
     try:
         published = _exchange(site, context, session, exchanges, vector)
         following = _verify_published(site, invitation, session, published)
@@ -169,7 +167,18 @@ def _accept(site: Site, invitation: Invitation) -> None:
             remedy="nothing was sent or charged; ask the consortium why the coordinator announces this",
             exit_code=ExitCode.PROTOCOL,
         ) from error
-    site.check_budget()
+
+
+def _session(site: Site, context: RoundContext) -> ClientSession:
+    """A session of the secure sum for an accepted attempt."""
+    return site.session_factory(
+        policy=site.policy.secure_sum(site.source.dimension),
+        roster=site.credentials.study.roster,
+        site_id=site.site_id,
+        signing_key=site.credentials.signing_key,
+        context=context,
+        ledger_head=site.ledger.head,
+    )
 
 
 def _train(site: Site, invitation: Invitation) -> NDArray[Any]:

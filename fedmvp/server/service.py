@@ -29,7 +29,7 @@ from fedmvp.server.lobby import Lobby, Presence, RunOver
 from fedmvp.server.tracker import PrivacyTracker
 from fedmvp.study.policy import StudyPolicy
 from secure_agg.errors import LocalProtocolError, RemoteProtocolError, SignatureError
-from secure_agg.messages import MaskedInput
+from secure_agg.messages import AbortCode, MaskedInput
 from secure_agg.roster import Roster
 from secure_agg.server import ServerSession
 from secure_agg.transitions import Step
@@ -230,6 +230,8 @@ class AggregationService(AggregationServicer):
         attempt.session.receive_abort(notice)
         log.warning("site left the round", site=self._roster.entry(site).name, step=notice.step, code=notice.code)
         attempt.drop(site)
+        if notice.code != AbortCode.CHECK_FAILED:  # it has stopped for a reason of its own, which a person has to mend
+            self._lobby.give_up(site)
         return pb.Ack()
 
     async def GetStatus(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:  # noqa: N802, ARG002

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +10,13 @@ import pytest
 from tests.e2e.federation import Federation, make_federation
 
 
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Federation]]:
     """Makes federations; every process they started is gone afterwards."""
     made: list[Federation] = []
 
     def make(**options: Any) -> Federation:
-        made.append(make_federation(tmp_path / str(len(made)), **options))
+        made.append(make_federation(tmp_path_factory.mktemp("federation"), **options))
         return made[-1]
 
     yield make

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -264,13 +264,6 @@ class Federation:
             process.close()
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def make_federation(
     folder: Path,
     *,
@@ -278,6 +271,7 @@ def make_federation(
     dimension: int = 64,
     policy: str | None = None,
     epsilon_max: float = float("inf"),
+    budgets: Mapping[str, float] | None = None,
 ) -> Federation:
     """Found a study, enrol its sites and create their ledgers."""
     port = free_port()
@@ -287,7 +281,7 @@ def make_federation(
             f"Hospital {number}",
             folder / "data",
             dataset_id=f"records-{number}",
-            epsilon_max=epsilon_max,
+            epsilon_max=(budgets or {}).get(f"site-{number}", epsilon_max),
         )
         for number in range(1, sites + 1)
     ]
@@ -297,7 +291,14 @@ def make_federation(
             study.site_configs[option.name].parent / "ledger.sqlite",
             dataset_id=option.dataset_id,
             delta=study.policy.privacy.delta,
-            epsilon_max=epsilon_max,
-            unsafe=epsilon_max == float("inf"),
+            epsilon_max=option.epsilon_max,
+            unsafe=option.epsilon_max == float("inf"),
         ).close()
     return Federation(study, dimension, port)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,11 +1,13 @@
-"""A site process for tests: the real run_client with a synthetic source of updates.
+"""A site process for tests: the real run_client with a synthetic source of updates and, where asked for, a fault.
 
-What only a test may do happens here and not in the product: the quantised vector is logged as it goes into the session.
+What only a test may do happens here and not in the product: logging the quantised vector, leaving the masks out, stopping
+in the middle of a round.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,53 +18,101 @@ from numpy.typing import NDArray
 
 from fedmvp.cli.program import as_user_error, configure_logging
 from fedmvp.client.runner import run_client
+from fedmvp.client.update_source import load_trainer
 from fedmvp.study.config import load_client_config
 from secure_agg.client import ClientSession
-from secure_agg.messages import MaskedInput
+from secure_agg.messages import Confirmations, MaskedInput, PeerKeys, PeerShares, Survivors
 from tests.e2e.synthetic import SyntheticSource
 
 
-class LoggingSession(ClientSession):
-    """Writes each vector it is given to a file that only tests read."""
+def no_mask(vector: NDArray[Any], seed: bytes, *, subtract: bool = False) -> None:
+    """A broken mask generator: adds nothing."""
 
-    folder: Path
 
-    def masked_input(self, vector: NDArray[Any]) -> MaskedInput:
-        context = self._context
-        np.save(self.folder / f"{self._site_id}-{context.round}.npy", vector)
-        return super().masked_input(vector)
+def session_class(options: argparse.Namespace, source: SyntheticSource | None) -> Any:
+    """The session with the faults that were asked for."""
+
+    def stall(step: str) -> None:
+        if options.stall_at == step:
+            print(f"stalled {step}", flush=True)
+            time.sleep(3600)
+
+    class FaultySession(ClientSession):
+        def __init__(self, **arguments: Any) -> None:
+            if options.zero_masks:
+                arguments["mask_stream"] = no_mask
+            super().__init__(**arguments)
+            stall("advertise_keys")
+
+        def receive_peer_keys(self, message: PeerKeys) -> Any:
+            stall("share_keys")
+            return super().receive_peer_keys(message)
+
+        def receive_peer_shares(self, message: PeerShares) -> None:
+            super().receive_peer_shares(message)
+            stall("reserve")
+
+        def masked_input(self, vector: NDArray[Any]) -> MaskedInput:
+            if options.log is not None:
+                stem = f"{self._site_id}-{self._context.round}"
+                np.save(options.log / f"{stem}.npy", vector)
+                if source is not None:
+                    source.log(options.log / f"{stem}.json")
+            masked = super().masked_input(vector)
+            stall("masked_input")
+            return masked
+
+        def receive_survivors(self, message: Survivors) -> Any:
+            stall("confirm_survivors")
+            return super().receive_survivors(message)
+
+        def receive_confirmations(self, message: Confirmations) -> Any:
+            stall("unmask")
+            return super().receive_confirmations(message)
+
+    return FaultySession
 
 
 class Source(SyntheticSource):
-    """A source that can be slow, or go wrong, in a given round."""
+    """A source that can be slow or go wrong."""
 
-    def __init__(self, dimension: int, seed: int, *, seconds: float, nan: bool) -> None:
-        super().__init__(dimension, seed)
-        self.seconds = seconds
-        self.nan = nan
+    options: argparse.Namespace
 
     def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
-        time.sleep(self.seconds)
+        if self.options.stall_at == "training":
+            print("stalled training", flush=True)
+            time.sleep(3600)
+        time.sleep(self.options.seconds)
         update = super().train_round(parameters)
-        return np.full_like(update, np.nan) if self.nan else update
+        return np.full_like(update, np.nan) if self.options.nan else update
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("--server", default=None)
     parser.add_argument("--dimension", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=1_234_567)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--nan", action="store_true")
     parser.add_argument("--log", type=Path, default=None)
+    parser.add_argument("--stall-at", default="")
+    parser.add_argument("--zero-masks", action="store_true")
+    parser.add_argument("--real", action="store_true")
     parser.add_argument("--insecure", action="store_true")
-    parser.add_argument("--reconnect", type=float, default=30.0)
-    options = parser.parse_args()
+    parser.add_argument("--reconnect", type=float, default=60.0)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
     configure_logging()
-    if options.log is not None:
-        LoggingSession.folder = options.log
-    source = Source(options.dimension, options.seed, seconds=options.seconds, nan=options.nan)
+    print(f"pid {os.getpid()}", flush=True)
+    source: Source | None = None
+    if not options.real:
+        source = Source(options.dimension, options.seed, options.samples)
+        source.options = options
     try:
         config = load_client_config(
             options.config,
@@ -72,8 +122,8 @@ def main() -> int:
         )
         outcome = run_client(
             config,
-            session_factory=LoggingSession if options.log is not None else ClientSession,
-            source_factory=lambda *_: source,
+            session_factory=session_class(options, source),
+            source_factory=load_trainer if source is None else lambda *_: source,
             listener=lambda event: print(event["event"], event.get("round", ""), flush=True),
             reconnect_seconds=options.reconnect,
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,12 +26,21 @@ class SyntheticModel:
 
 
 class SyntheticSource:
-    """Updates that a test can predict: the same vector each round, scaled by the site."""
+    """A site with a number of samples, a loss and an accuracy, none of which is anybody else's business.
 
-    def __init__(self, dimension: int, seed: int) -> None:
+    The update of a round is drawn from the site's seed, its sample count and the round, so that no two are alike.
+    """
+
+    def __init__(self, dimension: int, seed: int, samples: int = 1_234_567) -> None:
         self.dimension = dimension
-        self.update = np.random.default_rng(seed).uniform(-1, 1, dimension)
+        self.samples = samples
+        self._random = np.random.default_rng((seed, samples))
 
     def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
         assert parameters.shape == (self.dimension,)
-        return self.update
+        self.loss, self.accuracy = self._random.uniform(0, 1, 2)
+        return self._random.uniform(-1, 1, self.dimension)
+
+    def log(self, path: Path) -> None:
+        """What the site alone knows, for the test to search for."""
+        path.write_text(json.dumps({"loss": self.loss, "accuracy": self.accuracy, "samples": self.samples}))

@@ -37,7 +37,7 @@ class RemoteProtocolError(SecureAggregationError):
         return f"{self.step}: {self.reason} (from {who})"
 
 
-class AggregationAborted(SecureAggregationError):  # noqa: N818 - an outcome that a round is designed to have  # noqa: N818 - an outcome that a round is designed to have
+class AggregationAborted(SecureAggregationError):  # noqa: N818 - an outcome that a round is designed to have
     """The round ends without a sum.
 
     Args:

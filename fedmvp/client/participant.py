@@ -114,6 +114,7 @@ def take_part(site: Site, invitation: Invitation, exchanges: Exchanges) -> Serve
     """
     _accept(site, invitation)
     context = invitation.context
+    shown_head = site.ledger.head  # before the mark: a copy put back shows this head a second time, and peers notice
     try:
         site.check_budget()
         with ThreadPoolExecutor(max_workers=1) as beside:  # the disk is waited for while the site trains
@@ -121,9 +122,9 @@ def take_part(site: Site, invitation: Invitation, exchanges: Exchanges) -> Serve
             vector = _train(site, invitation)
             marked.result()
     except BaseException:
-        _leave(_session(site, context), exchanges, sa.AbortCode.REFUSED)
+        _leave(_session(site, context, shown_head), exchanges, sa.AbortCode.REFUSED)
         raise
-    session = _session(site, context)
+    session = _session(site, context, shown_head)
     try:
         published = _exchange(site, context, session, exchanges, vector)
         following = _verify_published(site, invitation, session, published)
@@ -169,7 +170,7 @@ def _accept(site: Site, invitation: Invitation) -> None:
         ) from error
 
 
-def _session(site: Site, context: RoundContext) -> ClientSession:
+def _session(site: Site, context: RoundContext, shown_head: bytes) -> ClientSession:
     """A session of the secure sum for an accepted attempt."""
     return site.session_factory(
         policy=site.policy.secure_sum(site.source.dimension),
@@ -177,7 +178,7 @@ def _session(site: Site, context: RoundContext) -> ClientSession:
         site_id=site.site_id,
         signing_key=site.credentials.signing_key,
         context=context,
-        ledger_head=site.ledger.head,
+        ledger_head=shown_head,
     )
 
 

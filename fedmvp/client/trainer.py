@@ -70,7 +70,7 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
 
 def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:
     read = image_folder if config.data.kind == "image-folder" else manifest
-    return read(config.data.path, policy.task.class_names)
+    return read(config.data.path, policy.task.class_names, require_every_class=config.data.require_every_class)
 
 
 def _device(wanted: str) -> str:

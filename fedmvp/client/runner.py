@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +93,7 @@ def run_client(
     """
     require_safe(config)
     credentials = load_site(config)
-    past = Past(config.state.dir)
-    with _open_ledger(config, past) as ledger:
+    with closing(Past(config.state.dir)) as past, _open_ledger(config, past) as ledger:
         policy = credentials.study.policy
         check = budget_check(config, policy, ledger)
         check()  # a spent budget is said at once, not after the images are loaded

@@ -1,7 +1,7 @@
 """A coordinator process that keeps every byte of every message and every piece of metadata it receives.
 
-The bytes are those inside the TLS connection, before protobuf reads them: nothing that a site sends can reach the process
-by another way. Only tests start it.
+The bytes are those inside the TLS connection, before protobuf reads them: nothing that a site sends can reach the
+process by another way. Only tests start it.
 """
 
 from __future__ import annotations

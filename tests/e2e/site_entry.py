@@ -1,7 +1,7 @@
 """A site process for tests: the real run_client with a synthetic source of updates and, where asked for, a fault.
 
-What only a test may do happens here and not in the product: logging the quantised vector, leaving the masks out, stopping
-in the middle of a round.
+What only a test may do happens here and not in the product: logging the quantised vector, leaving the masks out,
+stopping in the middle of a round.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def no_mask(vector: NDArray[Any], seed: bytes, *, subtract: bool = False) -> Non
     """A broken mask generator: adds nothing."""
 
 
-def session_class(options: argparse.Namespace, source: SyntheticSource | None) -> Any:
+def session_class(options: argparse.Namespace, source: SyntheticSource | None) -> Any:  # noqa: C901 - one override a step
     """The session with the faults that were asked for."""
 
     def stall(step: str) -> None:

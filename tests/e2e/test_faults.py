@@ -59,7 +59,7 @@ def test_a_site_killed_at_any_step_costs_nobody_else_the_round(killed: Federatio
 def test_a_killed_site_is_back_in_the_next_round(killed: Federation) -> None:
     announced = {event["round"]: event["sites"] for event in killed.events("phase") if event["phase"] == "training"}
 
-    assert announced == dict.fromkeys(range(1, len(STALLS) + 2), [1, 2, 3, 4])
+    assert announced == {number: [1, 2, 3, 4] for number in range(1, len(STALLS) + 2)}
     assert 4 in published(killed)[len(STALLS) + 1]["survivors"]
 
 

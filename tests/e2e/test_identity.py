@@ -57,7 +57,7 @@ def channel(made: Federation, certificate: bytes, private_key: bytes) -> grpc.Ch
 
 
 def test_server_and_sites_are_distinct_processes(running: Running) -> None:
-    made, server, sites = running
+    _, server, sites = running
     pids = [server.pid, *(site.pid for site in sites.values())]
 
     assert len(set(pids)) == 3
@@ -90,13 +90,20 @@ def test_plain_text_is_refused(running: Running) -> None:
 
 def test_a_client_without_a_certificate_is_refused(running: Running) -> None:
     made, _, _ = running
-    with (
-        pytest.raises((ssl.SSLError, ConnectionError)),
-        socket.create_connection(("127.0.0.1", made.port), timeout=10) as plain,
-        client_context(made, None).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
-    ):
-        if secured.recv(1) == b"":
-            raise ConnectionError
+
+    def first_byte() -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", made.port), timeout=10) as plain,
+            client_context(made, None).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+        ):
+            return secured.recv(1) or _closed()
+
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        first_byte()
+
+
+def _closed() -> bytes:
+    raise ConnectionError
 
 
 def test_a_certificate_of_the_right_authority_for_an_unlisted_key_is_refused(running: Running) -> None:

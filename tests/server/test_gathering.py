@@ -1,0 +1,202 @@
+"""Who is waited for, and for how long: the lobby and one attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from fedmvp.rpc.v1 import aggregation_pb2 as pb
+from fedmvp.server.attempt import Attempt
+from fedmvp.server.errors import AttemptOverError
+from fedmvp.server.lobby import Invitation, Lobby, RunOver
+from secure_agg.client import ClientSession
+from secure_agg.context import RoundContext
+from secure_agg.keys import SigningKey
+from secure_agg.policy import SecureSumPolicy
+from secure_agg.roster import Roster, RosterEntry
+from secure_agg.server import ServerSession
+from secure_agg.transitions import Step
+
+NEVER = 3600.0
+SITES = (1, 2, 3, 4)
+KEYS = {site: SigningKey.generate() for site in SITES}
+ROSTER = Roster(
+    1, tuple(RosterEntry(site, f"s{site}", f"o{site}", KEYS[site].verify_key, bytes([site] * 32)) for site in SITES)
+)
+POLICY = SecureSumPolicy.from_range(value_range=4.0, colluders=1, min_cohort=3, min_honest=2, max_cohort=8, dimension=4)
+CONTEXT = RoundContext(
+    run_id="run",
+    round=1,
+    attempt=1,
+    policy_hash=bytes(32),
+    roster_hash=ROSTER.hash,
+    model_hash=bytes(32),
+    cohort=SITES,
+    threshold=3,
+    colluders=1,
+    ring_bits=32,
+    dimension=4,
+)
+
+
+def in_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(test())
+
+    run.__name__ = test.__name__
+    return run
+
+
+def new_attempt() -> Attempt:
+    return Attempt(CONTEXT, POLICY, ServerSession(policy=POLICY, roster=ROSTER, context=CONTEXT))
+
+
+def session(site: int) -> ClientSession:
+    return ClientSession(
+        policy=POLICY, roster=ROSTER, site_id=site, signing_key=KEYS[site], context=CONTEXT, ledger_head=bytes(32)
+    )
+
+
+def advertise(attempt: Attempt, site: int) -> asyncio.Task[Any]:
+    message = session(site).advertise_keys()
+    return asyncio.create_task(
+        attempt.exchange(Step.ADVERTISE_KEYS, site, lambda server: server.receive_advertise_keys(message))
+    )
+
+
+@in_a_loop
+async def test_a_cohort_is_complete_as_soon_as_the_whole_roster_waits() -> None:
+    lobby = Lobby(SITES)
+    gathering = asyncio.create_task(lobby.gather(3, timeout_seconds=NEVER, grace_seconds=NEVER))
+    for site in SITES:
+        lobby.enter(site)
+
+    assert await gathering == SITES
+
+
+@in_a_loop
+async def test_a_site_that_let_its_grace_pass_is_not_waited_for_again() -> None:
+    lobby = Lobby(SITES)
+    for site in (1, 2, 3):
+        lobby.enter(site)
+    assert await lobby.gather(3, timeout_seconds=NEVER, grace_seconds=0.01) == (1, 2, 3)
+
+    assert await lobby.gather(3, timeout_seconds=NEVER, grace_seconds=NEVER) == (1, 2, 3)
+
+
+@in_a_loop
+async def test_a_site_that_said_it_stops_is_not_waited_for() -> None:
+    lobby = Lobby(SITES)
+    for site in (1, 2, 3):
+        lobby.enter(site)
+    lobby.give_up(4)
+
+    assert await lobby.gather(3, timeout_seconds=NEVER, grace_seconds=NEVER) == (1, 2, 3)
+
+
+@in_a_loop
+async def test_too_few_sites_are_what_gather_returns_when_the_time_is_up() -> None:
+    lobby = Lobby(SITES)
+    lobby.enter(2)
+
+    assert await lobby.gather(3, timeout_seconds=0.01, grace_seconds=NEVER) == (2,)
+
+
+@in_a_loop
+async def test_a_second_call_of_a_site_replaces_the_first_and_drops_it_from_its_round() -> None:
+    lobby, attempt = Lobby(SITES), new_attempt()
+    for site in SITES:
+        lobby.enter(site)
+    lobby.invite(Invitation(attempt, pb.Announcement(), ()))
+    lobby.enter(4)
+
+    assert attempt.gone == {4}
+    assert lobby.waiting == (4,)
+
+
+@in_a_loop
+async def test_everybody_is_told_that_the_run_is_over_now_and_later() -> None:
+    lobby, over = Lobby(SITES), RunOver(3, "done")
+    early = lobby.enter(1)
+    lobby.close(over)
+    late = lobby.enter(2)
+
+    assert early.invitation.result() is over
+    assert late.invitation.result() is over
+
+
+@in_a_loop
+async def test_a_step_closes_at_once_when_every_message_is_in() -> None:
+    attempt = new_attempt()
+    calls = [advertise(attempt, site) for site in SITES]
+    await attempt.collect(Step.ADVERTISE_KEYS, NEVER)
+    keys = attempt.session.close_advertise_keys()
+    attempt.release(Step.ADVERTISE_KEYS, keys)
+
+    assert await asyncio.gather(*calls) == [keys] * 4
+
+
+@in_a_loop
+async def test_a_step_does_not_wait_for_a_site_whose_connection_broke() -> None:
+    attempt = new_attempt()
+    calls = [advertise(attempt, site) for site in (1, 2, 3)]
+    collecting = asyncio.create_task(attempt.collect(Step.ADVERTISE_KEYS, NEVER))
+    await asyncio.sleep(0)
+    attempt.drop(4)
+    await collecting
+
+    assert [advert.sender for advert in attempt.session.close_advertise_keys().adverts] == [1, 2, 3]
+    attempt.abort("the test is over")
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+@in_a_loop
+async def test_a_step_ends_at_once_when_too_few_sites_are_left_to_reach_the_floor() -> None:
+    attempt = new_attempt()
+    attempt.drop(3)
+    attempt.drop(4)
+
+    await attempt.collect(Step.ADVERTISE_KEYS, NEVER)
+    assert attempt.gone == set(SITES)
+
+
+@in_a_loop
+async def test_a_cancelled_call_means_that_the_site_is_gone_but_what_it_sent_counts() -> None:
+    attempt = new_attempt()
+    calls = {site: advertise(attempt, site) for site in SITES}
+    await asyncio.sleep(0)
+    calls[4].cancel()
+    await asyncio.sleep(0)
+    await attempt.collect(Step.ADVERTISE_KEYS, NEVER)
+
+    assert attempt.gone == {4}
+    assert [advert.sender for advert in attempt.session.close_advertise_keys().adverts] == [1, 2, 3, 4]
+    attempt.abort("the test is over")
+    await asyncio.gather(*calls.values(), return_exceptions=True)
+
+
+@in_a_loop
+async def test_a_message_after_its_step_is_refused() -> None:
+    attempt = new_attempt()
+    calls = [advertise(attempt, site) for site in (1, 2, 3)]
+    await asyncio.sleep(0)
+    await attempt.collect(Step.ADVERTISE_KEYS, 0.01)
+
+    with pytest.raises(AttemptOverError):
+        await advertise(attempt, 4)
+    attempt.abort("the test is over")
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+@in_a_loop
+async def test_an_aborted_attempt_fails_every_held_call_with_the_reason() -> None:
+    attempt = new_attempt()
+    call = advertise(attempt, 1)
+    await asyncio.sleep(0)
+    attempt.abort("too few sites")
+
+    with pytest.raises(AttemptOverError, match="too few sites"):
+        await call

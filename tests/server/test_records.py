@@ -1,0 +1,134 @@
+"""What the coordinator writes down: snapshots, events, receipts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmvp.errors import UserError
+from fedmvp.rpc.receipts import RECEIPT_TAG, receipt_from_wire, receipt_to_wire
+from fedmvp.rpc.v1.aggregation_pb2 import SubmitReceiptRequest
+from fedmvp.server.events import EventLog, read_events
+from fedmvp.server.snapshot import FILE_NAME, Snapshot, read_snapshot
+from fedmvp.server.tracker import PrivacyTracker
+from privacy.receipt import PrivacyReceipt
+from secure_agg.errors import SignatureError
+from secure_agg.keys import SigningKey
+from secure_agg.roster import Roster, RosterEntry
+
+KEY = SigningKey.generate()
+ROSTER = Roster(1, (RosterEntry(1, "site-1", "Hospital", KEY.verify_key, bytes(32)),))
+
+
+def receipt(round_number: int = 3, run_id: str = "run", epsilon: float = 1.25) -> PrivacyReceipt:
+    return PrivacyReceipt(
+        site_id=1,
+        run_id=run_id,
+        round=round_number,
+        mode="record-local",
+        unit="record",
+        neighboring_relation="add-or-remove-one",
+        sample_rate=0.1,
+        noise_multiplier=2.0,
+        steps=15,
+        epsilon=epsilon,
+        delta=1e-5,
+        accountant="PLD",
+        ledger_head=bytes([9] * 32),
+    )
+
+
+def sign(value: PrivacyReceipt) -> bytes:
+    return KEY.sign(RECEIPT_TAG, *value.signed_fields())
+
+
+def test_a_snapshot_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    tensors = (("parameters", np.arange(5, dtype=np.float32)), ("step", np.array([2], dtype=np.float32)))
+    Snapshot("run", bytes(32), 4, 3, tensors).write(tmp_path)
+    read = read_snapshot(tmp_path)
+
+    assert read is not None
+    assert (read.run_id, read.policy_hash, read.round, read.rounds_completed) == ("run", bytes(32), 4, 3)
+    assert [name for name, _ in read.tensors] == ["parameters", "step"]
+    assert np.array_equal(read.parameters, tensors[0][1])
+
+
+def test_a_snapshot_with_one_changed_byte_is_refused(tmp_path: Path) -> None:
+    Snapshot("run", bytes(32), 4, 3, (("parameters", np.ones(50, dtype=np.float32)),)).write(tmp_path)
+    content = bytearray((tmp_path / FILE_NAME).read_bytes())
+    content[-3] ^= 1
+    (tmp_path / FILE_NAME).write_bytes(content)
+
+    with pytest.raises(UserError, match="damaged"):
+        read_snapshot(tmp_path)
+
+
+def test_a_cut_snapshot_is_refused(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"short")
+
+    with pytest.raises(UserError, match="damaged"):
+        read_snapshot(tmp_path)
+
+
+def test_events_are_heard_and_read_back_without_an_unfinished_line(tmp_path: Path) -> None:
+    heard: list[str] = []
+    log = EventLog(tmp_path / "events.jsonl", listener=lambda event: heard.append(event["event"]))
+    log.emit("round", round=1, hash=b"\x01", sites={3, 1})
+    log.close()
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"event": "half')
+    (event,) = read_events(tmp_path / "events.jsonl")
+
+    assert heard == ["round"]
+    assert (event["round"], event["hash"], event["sites"]) == (1, "01", [1, 3])
+
+
+def test_a_receipt_survives_the_wire_with_its_signature() -> None:
+    wire = receipt_to_wire(receipt(), sign(receipt()))
+    parsed = SubmitReceiptRequest.FromString(wire.SerializeToString())
+
+    assert receipt_from_wire(parsed) == (receipt(), wire.signature)
+
+
+def test_a_receipt_is_kept_and_shown() -> None:
+    tracker = PrivacyTracker(ROSTER, "run")
+    tracker.receive(receipt(), sign(receipt()))
+
+    assert tracker.latest(1) == receipt()
+    assert tracker.display(1)["epsilon"] == 1.25
+
+
+def test_a_receipt_with_another_epsilon_than_was_signed_is_refused() -> None:
+    with pytest.raises(SignatureError):
+        PrivacyTracker(ROSTER, "run").receive(receipt(epsilon=0.5), sign(receipt()))
+
+
+def test_a_receipt_of_another_run_or_of_the_past_is_refused() -> None:
+    tracker = PrivacyTracker(ROSTER, "run")
+    tracker.receive(receipt(), sign(receipt()))
+
+    for other in (receipt(run_id="other"), receipt(round_number=2)):
+        with pytest.raises(ValueError, match="receipt is"):
+            tracker.receive(other, sign(other))
+
+
+def test_infinity_is_written_as_a_word() -> None:
+    tracker = PrivacyTracker(ROSTER, "run")
+    unsafe = receipt(epsilon=float("inf"))
+    tracker.receive(unsafe, sign(unsafe))
+
+    assert tracker.display(1)["epsilon"] == "inf"
+
+
+def test_receipts_of_a_round_are_waited_for_and_a_missing_one_is_left_out() -> None:
+    async def scenario() -> list[int]:
+        tracker = PrivacyTracker(ROSTER, "run")
+        waiting = asyncio.create_task(tracker.wait_for(3, lambda: {1}, 3600.0))
+        await asyncio.sleep(0)
+        tracker.receive(receipt(), sign(receipt()))
+        return [len(await waiting), len(await tracker.wait_for(4, lambda: {1}, 0.01))]
+
+    assert asyncio.run(scenario()) == [1, 0]

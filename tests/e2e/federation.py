@@ -272,6 +272,7 @@ def make_federation(
     policy: str | None = None,
     epsilon_max: float = float("inf"),
     budgets: Mapping[str, float] | None = None,
+    evaluation_images: Path | None = None,
 ) -> Federation:
     """Found a study, enrol its sites and create their ledgers."""
     port = free_port()
@@ -285,7 +286,13 @@ def make_federation(
         )
         for number in range(1, sites + 1)
     ]
-    study = create_study(folder / "study", policy or policy_text(), sites=options, listen=f"127.0.0.1:{port}")
+    study = create_study(
+        folder / "study",
+        policy or policy_text(),
+        sites=options,
+        listen=f"127.0.0.1:{port}",
+        evaluation_images=evaluation_images,
+    )
     for option in options:
         Ledger.create(
             study.site_configs[option.name].parent / "ledger.sqlite",

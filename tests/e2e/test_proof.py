@@ -54,7 +54,7 @@ def logged_vectors(folder: Path) -> dict[tuple[int, int], NDArray[Any]]:
 
 def forms(federation: Federation, vector: NDArray[Any]) -> Iterator[bytes]:
     """Every form in which a vector could be sent: ring elements, and real numbers in both widths and byte orders."""
-    policy = federation.study.policy.secure_sum(DIMENSION)
+    policy = federation.study.policy.secure_sum(len(vector))
     real = np.ldexp(vector.view(np.int32).astype(np.float64), -policy.fraction_bits)
     for array in (vector, real.astype(np.float32), real):
         for order in "<>":

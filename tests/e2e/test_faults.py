@@ -154,3 +154,24 @@ def test_a_corrupt_ledger_stops_the_site_before_it_connects(federation: Federati
     assert site.finish() == ExitCode.LEDGER, site.errors
     assert "remedy:" in site.errors
     assert "Traceback" not in site.errors
+
+
+def test_a_loss_that_three_sites_cannot_bear_is_tried_again_with_new_keys_under_the_same_number(
+    federation: Federations,
+) -> None:
+    made = federation(sites=3, policy=policy_text(rounds=1))
+    server = made.start_server()
+    sites = [made.start_site(name) for name in ("site-1", "site-2")]
+    victim = made.start_site("site-3", "--stall-at", "share_keys")
+    victim.wait_for("stalled")
+    victim.kill()
+    made.wait_for_event(lambda event: event["event"] == "round-aborted")
+    sites.append(made.start_site("site-3"))
+    for process in (server, *sites):
+        assert process.finish() == 0, process.errors
+    first, second = (event for event in made.events("phase") if event["phase"] == "training")
+
+    assert (first["round"], second["round"]) == (1, 1)
+    assert second["attempt"] == first["attempt"] + 1
+    assert published(made)[1]["attempt"] == second["attempt"]
+    assert [charged_rounds(made, name) for name in made.study.site_configs] == [[1], [1], [1]]

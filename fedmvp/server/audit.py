@@ -32,6 +32,7 @@ class AuditLog:
 
     def __init__(self, state_dir: Path) -> None:
         self._round, self._attempt = 1, 1
+        self.last_published = 0
         self._journal = Journal(state_dir / FILE_NAME, on_record=self._follow)
 
     @property
@@ -124,5 +125,7 @@ class AuditLog:
             self._round, self._attempt = record["round"] + 1, 1
         elif record["kind"] == "aborted" and not record["released"]:
             self._round, self._attempt = record["round"], record["attempt"] + 1
+        elif record["kind"] == "published":
+            self.last_published = record["round"]
         elif record["kind"] == "started":
             self._attempt += ATTEMPTS_SKIPPED

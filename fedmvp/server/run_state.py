@@ -43,21 +43,17 @@ class RunState:
         self._optimizer = server_optimizer_of(policy)
         snapshot = read_snapshot(state_dir)
         self.resumed = snapshot is not None
+        if snapshot is not None:
+            self._refuse_other(snapshot, initial_parameters)
         self.audit = AuditLog(state_dir)
         if snapshot is None:
+            self._refuse_lost_model()
             self._state = ServerState.initial(initial_parameters)
             self.model_round, self.rounds_completed = 0, 0
             self._write_snapshot()
         else:
-            self._refuse_another_run(snapshot)
             self._state = ServerState.from_tensors(dict(snapshot.tensors))
             self.model_round, self.rounds_completed = snapshot.round, snapshot.rounds_completed
-        if self.parameters.shape != initial_parameters.shape:
-            raise UserError(
-                f"the state in {state_dir} has {self.parameters.size} parameters; the model of this policy has "
-                f"{initial_parameters.size}",
-                remedy="use the folder of this study, or a new one",
-            )
         self.secure_sum: SecureSumPolicy = policy.secure_sum(self.parameters.size)
         self.model_hash = model_hash(self._state.tensors)
         self.audit.started(
@@ -138,10 +134,26 @@ class RunState:
             tensors=self._state.tensors,
         ).write(self._state_dir)
 
-    def _refuse_another_run(self, snapshot: Snapshot) -> None:
+    def _refuse_lost_model(self) -> None:
+        if self.audit.last_published:
+            self.audit.close()
+            raise UserError(
+                f"{self._state_dir} has an audit log up to round {self.audit.last_published} and no snapshot",
+                remedy="restore the whole folder from a backup: a run cannot go on from a model that is lost",
+                exit_code=ExitCode.CONFIG,
+            )
+
+    def _refuse_other(self, snapshot: Snapshot, initial_parameters: NDArray[np.float32]) -> None:
         if snapshot.run_id != self._policy.study.run_id or snapshot.policy_hash != self._policy.hash:
             raise UserError(
                 f"{self._state_dir} holds run {snapshot.run_id!r} under another policy",
                 remedy="name another state_dir for this study in server.toml; keep the old folder",
+                exit_code=ExitCode.CONFIG,
+            )
+        if snapshot.parameters.shape != initial_parameters.shape:
+            raise UserError(
+                f"the state in {self._state_dir} has {snapshot.parameters.size} parameters; this policy's model has "
+                f"{initial_parameters.size}",
+                remedy="use the folder of this study, or a new one",
                 exit_code=ExitCode.CONFIG,
             )

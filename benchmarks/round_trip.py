@@ -69,6 +69,10 @@ class FixedSource:
         self.dimension = dimension
         self._update = np.linspace(-1.0, 1.0, dimension)
 
+    def initial_parameters(self) -> NDArray[np.float32]:
+        """Zeros (d,)."""
+        return np.zeros(self.dimension, dtype=np.float32)
+
     def train_round(self, _parameters: NDArray[np.float32]) -> NDArray[np.float64]:
         """The one update (d,)."""
         return self._update

@@ -1,8 +1,8 @@
 """The one error a user sees, and the exit codes the commands document.
 
 Every mistake a user can make (a wrong path, an unknown key, an expired certificate, a spent budget) is raised as
-:class:`UserError`; the command line prints it as one message with its remedy and exits with its code. Anything else that
-reaches the command line is a defect of ours.
+:class:`UserError`; the command line prints it as one message with its remedy and exits with its code. Anything else
+that reaches the command line is a defect of ours.
 """
 
 from __future__ import annotations

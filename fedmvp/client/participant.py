@@ -41,6 +41,9 @@ from secure_agg.transitions import ClientState, Step
 
 log = structlog.get_logger("fedmvp.client")
 
+INITIAL_TOLERANCE = 1e-5
+"""Two linear-algebra libraries may differ in the last bits of the same public initial parameters."""
+
 Report = Callable[..., None]
 """Called as report(event, **fields) as things happen; for the operator's display."""
 
@@ -162,12 +165,21 @@ def _accept(site: Site, invitation: Invitation) -> None:
         if context.round > study.policy.study.rounds:
             raise RemoteProtocolError(None, Step.ANNOUNCE, "the study has no round of this number")
         site.past.check_model(context, invitation.model_round)
+        if invitation.model_round == 0:
+            _check_first_model(invitation.state, site.source.initial_parameters())
     except RemoteProtocolError as error:
         raise UserError(
             f"round {context.round} was refused: {error.reason}",
             remedy="nothing was sent or charged; ask the consortium why the coordinator announces this",
             exit_code=ExitCode.PROTOCOL,
         ) from error
+
+
+def _check_first_model(state: ServerState, initial: NDArray[np.float32]) -> None:
+    """Refuse a first model that is not the policy's own: nobody but the consortium chooses where training starts."""
+    untouched = state.step == 0 and not state.adam_m.any() and not state.adam_v.any()
+    if not untouched or not np.allclose(state.parameters, initial, rtol=0, atol=INITIAL_TOLERANCE):
+        raise RemoteProtocolError(None, Step.ANNOUNCE, "the first model is not the one that the policy describes")
 
 
 def _session(site: Site, context: RoundContext, shown_head: bytes) -> ClientSession:

@@ -14,7 +14,7 @@ from fedmvp.data.dataset import ImageDataset, image_folder, manifest
 from fedmvp.data.images import load_images
 from fedmvp.model.features import extract_features
 from fedmvp.model.from_policy import build_prompted_model
-from fedmvp.model.parameters import dimension
+from fedmvp.model.parameters import get_vector
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.from_policy import build_local_trainer
@@ -29,12 +29,17 @@ class SiteTrainer:
 
     Args:
         trainer: trains the policy's prompts on the site's images.
-        n_parameters: length of the study's vector.
+        initial: the policy's own initial parameters (d,).
     """
 
-    def __init__(self, trainer: LocalTrainer, n_parameters: int) -> None:
+    def __init__(self, trainer: LocalTrainer, initial: NDArray[np.float32]) -> None:
         self._trainer = trainer
-        self.dimension = n_parameters
+        self._initial = initial
+        self.dimension = len(initial)
+
+    def initial_parameters(self) -> NDArray[np.float32]:
+        """Return where every party starts (d,)."""
+        return self._initial.copy()
 
     def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
         """Train from `parameters` (d,) and return the difference (d,)."""
@@ -65,7 +70,8 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     images, labels = load_images(_dataset(config, policy), model.backbone.image_size)
     log.info("computing frozen features")
     features = extract_features(model, images, cache_dir=cache)
-    return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger), dimension(model))
+    initial = get_vector(model)
+    return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger), initial)
 
 
 def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:

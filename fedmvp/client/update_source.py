@@ -19,6 +19,9 @@ class UpdateSource(Protocol):
     dimension: int
     """Length of parameters and update."""
 
+    def initial_parameters(self) -> NDArray[np.float32]:
+        """The public starting point (d,) that follows from the policy alone."""
+
     def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
         """Train from `parameters` (d,) and return the difference (d,)."""
 

@@ -76,6 +76,7 @@ class Coordinator:
 
     def advertise_keys(self, message: Any) -> Any:
         self.note("advertise_keys")
+        self.advertised = message
         for advert in (message, *(other.advertise_keys() for other in self.others)):
             self.server.receive_advertise_keys(advert)
         self.peer_keys = self.server.close_advertise_keys()
@@ -125,6 +126,9 @@ class Source:
         self.note = note
         self.update = update
 
+    def initial_parameters(self) -> NDArray[np.float32]:
+        return STATE.parameters
+
     def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
         self.note("train")
         return self.update
@@ -167,8 +171,8 @@ class Scene:
             check_budget=lambda: None,
         )
 
-    def take_part(self, context: RoundContext = CONTEXT) -> ServerState:
-        invitation = Invitation(context, STATE, STATE.hash, 0)
+    def take_part(self, context: RoundContext = CONTEXT, state: ServerState = STATE) -> ServerState:
+        invitation = Invitation(context, state, state.hash, 0)
         return take_part(self.site, invitation, self.coordinator)  # type: ignore[arg-type]
 
 
@@ -245,6 +249,32 @@ def test_an_announcement_that_differs_from_what_the_site_holds_is_refused_untrai
 
     assert refusal.value.exit_code is ExitCode.PROTOCOL
     assert scene.notes == []
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ServerState.initial(STATE.parameters + np.float32(0.01)),
+        ServerState(STATE.parameters, STATE.adam_m + np.float32(0.01), STATE.adam_v, 0),
+        ServerState(STATE.parameters, STATE.adam_m, STATE.adam_v, 7),
+    ],
+    ids=["parameters", "momentum", "step"],
+)
+def test_a_first_model_that_the_coordinator_chose_is_refused_untrained(scene: Scene, chosen: ServerState) -> None:
+    with pytest.raises(UserError, match="not the one that the policy describes"):
+        scene.take_part(replace(CONTEXT, model_hash=chosen.hash), chosen)
+
+    assert "train" not in scene.notes
+
+
+def test_a_site_shows_the_ledger_head_from_before_the_attempt_so_that_a_copy_put_back_shows_it_twice(
+    scene: Scene,
+) -> None:
+    before = scene.ledger.head
+    scene.take_part()
+
+    assert scene.coordinator.advertised.ledger_head == before
+    assert scene.ledger.head != before
 
 
 def test_a_released_round_is_not_joined_again(scene: Scene) -> None:

@@ -36,6 +36,9 @@ class SyntheticSource:
         self.samples = samples
         self._random = np.random.default_rng((seed, samples))
 
+    def initial_parameters(self) -> NDArray[np.float32]:
+        return np.zeros(self.dimension, dtype=np.float32)
+
     def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
         assert parameters.shape == (self.dimension,)
         self.loss, self.accuracy = self._random.uniform(0, 1, 2)

@@ -17,7 +17,6 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
@@ -40,6 +39,8 @@ def sha256(path: Path) -> str:
 
 def render_emoji(archive: Path) -> tuple[list[bytes], list[str]]:
     """PNG bytes (40 px, RGBA) and names of every drawing of one icon set, skin-tone variants left out."""
+    import resvg_py  # noqa: PLC0415 (of the pretrain extra; everything else here serves without it)
+
     with tarfile.open(archive) as tar:
         member = tar.extractfile("package/icons.json")
         if member is None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +44,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
             run_program(PROGRAMS[program], program, [str(argument) for argument in arguments])
         captured = capsys.readouterr()
         code = int(ended.value.code or 0)
-        if "run" in arguments:  # here the process would end, and with it whatever a failed start left open
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ResourceWarning)
-                del ended
-                gc.collect()
         return Result(code, captured.out, captured.err)
 
     yield invoke

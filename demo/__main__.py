@@ -227,8 +227,8 @@ def print_outcome(outcome: Outcome, folder: Path) -> None:
             f"{outcome.bytes_up_by_site[name] / 1e6:.2f}",
         )
     console.print(sites)
-    for site, number in outcome.dropped:
-        console.print(f"round {number} was completed without {site}, which was killed in it and came back in the next")
+    for sentence in outcome.dropouts():
+        console.print(sentence)
     console.print(f"largest error of {outcome.rounds_checked} published sums: {outcome.max_abs_sum_error:g}")
     console.print(f"{len(outcome.rounds)} rounds in {outcome.seconds:.0f} s; look at {folder / 'report.html'}")
 

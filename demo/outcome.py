@@ -63,6 +63,26 @@ class Outcome:
                 totals[self.names[str(site)]] += count
         return totals
 
+    def returned_in(self, site: str, lost_in: int) -> int | None:
+        """The first round after ``lost_in`` whose sum holds this site's update again; None when there is none."""
+        return next(
+            (
+                event["round"]
+                for event in self.rounds
+                if event["round"] > lost_in and site in {self.names[str(number)] for number in event["survivors"]}
+            ),
+            None,
+        )
+
+    def dropouts(self) -> list[str]:
+        """What became of each site that a round was completed without, in sentences."""
+        sentences = []
+        for site, number in self.dropped:
+            back = self.returned_in(site, number)
+            again = "it did not come back" if back is None else f"its update is in the sum again from round {back} on"
+            sentences.append(f"Round {number} was completed without {site}, which was killed in it; {again}.")
+        return sentences
+
     def summary(self) -> dict[str, Any]:
         """The content of summary.json."""
         any_spent = next(iter(self.spent.values()))
@@ -94,7 +114,10 @@ class Outcome:
             "bytes_up_per_client": round(np.mean(list(self.bytes_up_by_site.values()))),
             "bytes_up_by_site": self.bytes_up_by_site,
             "dropped_client_rounds": len(self.dropped),
-            "dropped": [{"site": site, "round": number} for site, number in self.dropped],
+            "dropped": [
+                {"site": site, "round": number, "returned_in": self.returned_in(site, number)}
+                for site, number in self.dropped
+            ],
             "trained_parameters": self.dimension,
             "public_images": self.tuned.total,
         }

@@ -180,8 +180,5 @@ def happened(outcome: Outcome) -> str:
         f"{len(outcome.rounds)} rounds, {outcome.dimension:,} trained parameters, {outcome.seconds:.0f} seconds from the first process to the last.",
         f"The server recovered {outcome.rounds_checked} sums; the largest difference from the exact sum of what the sites wrote down before masking is {outcome.max_abs_sum_error:g}.",
     ]
-    sentences += [
-        f"In round {number} {site} was killed after it had shared its keys and before its vector left: the round was completed without it, and it came back in the next. Its budget was charged all the same."
-        for site, number in outcome.dropped
-    ]
+    sentences += outcome.dropouts()
     return "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)

@@ -98,6 +98,7 @@ def round_event(number: int, dropped: list[int]) -> dict[str, Any]:
         "accuracy": 0.7,
         "accuracy_interval": [0.6, 0.8],
         "dropped": dropped,
+        "survivors": [site for site in (1, 2) if site not in dropped],
         "seconds_by_phase": {"training": 0.2, "unmask": 0.1},
         "bytes_up_by_site": {"1": 10, "2": 30},
         "receipts": {"1": {"epsilon": 1.5}, "2": {"epsilon": "2.5"}},
@@ -151,6 +152,13 @@ def test_a_gain_is_claimed_only_beyond_the_intervals(correct: int, claimed: bool
 
     assert ("beyond the 95 % intervals" in sentence) is claimed
     assert ("no gain is shown" in sentence) is not claimed
+
+
+def test_a_return_is_told_only_when_the_site_is_in_a_later_sum() -> None:
+    gone = [round_event(1, []), round_event(2, [2])]
+
+    assert "did not come back" in outcome(rounds=gone).dropouts()[0]
+    assert "from round 3 on" in outcome(rounds=[*gone, round_event(3, [])]).dropouts()[0]
 
 
 def test_the_page_holds_everything_inside_and_escapes_what_it_shows(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from fedmvp.client.progress import shown
 from fedmvp.data.dataset import ImageDataset, image_folder, manifest
 from fedmvp.data.images import load_images
 from fedmvp.model.features import extract_features
@@ -67,9 +68,10 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
         cache_dir=cache,
         announce=log.info,
     )
-    images, labels = load_images(_dataset(config, policy), model.backbone.image_size)
-    log.info("computing frozen features")
-    features = extract_features(model, images, cache_dir=cache)
+    with shown("reading images") as progress:
+        images, labels = load_images(_dataset(config, policy), model.backbone.image_size, progress=progress)
+    with shown("computing frozen features") as progress:
+        features = extract_features(model, images, cache_dir=cache, progress=progress)
     initial = get_vector(model)
     return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger), initial)
 

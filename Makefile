@@ -43,8 +43,11 @@ clean: ## remove the virtual environment, caches and runs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than Python 3.11"; echo "remedy: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 3; }
-	$(PYTHON) -m venv $(VENV)
+	  { echo "error: $(PYTHON) is missing or older than Python 3.11"; \
+	    echo "remedy: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 3; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "error: $(PYTHON) cannot make a virtual environment"; \
+	    echo "remedy: install its venv module (Debian: apt install python3-venv)"; exit 3; }
 
 $(VENV)/.demo: $(BIN)/python $(DEPENDENCIES)
 	@echo "installing fedmvp into $(VENV) (a few minutes the first time)"

@@ -73,10 +73,20 @@ class Processes:
                 )
 
     def wait(self, timeout_seconds: float) -> None:
-        """Wait until every process has ended by itself."""
+        """Wait until every process has ended by itself.
+
+        Raises:
+            UserError: one failed, or goes on.
+        """
         deadline = time.monotonic() + timeout_seconds
-        for process in self.running.values():
-            process.wait(max(0.1, deadline - time.monotonic()))
+        for name, process in self.running.items():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.check(may_be_killed="")  # another process's failure is why this one still waits
+                raise UserError(
+                    f"{name} did not end with the run", remedy=f"read {self.log(name)}", exit_code=ExitCode.INTERNAL
+                ) from None
 
     def stop(self) -> None:
         """Stop whatever still runs."""

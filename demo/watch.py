@@ -19,6 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedmvp.errors import ExitCode, UserError
+
 Event = dict[str, Any]
 SECONDS_BETWEEN_LINES = 2.0
 
@@ -84,8 +86,14 @@ class Progress:
                 )
         elif kind == "round-aborted":
             self.notes.append(f"round {event['round']} was aborted: {event['reason']}")
-        elif kind in {"run-finished", "run-stopped", "run-failed"}:
+        elif kind == "run-finished":
             self.finished = True
+        elif kind in {"run-stopped", "run-failed"}:
+            raise UserError(
+                f"the server ended the run: {event['reason']}",
+                remedy="read runs/demo/logs",
+                exit_code=ExitCode.PROTOCOL,
+            )
 
     @property
     def seconds_left(self) -> float | None:

@@ -1,11 +1,12 @@
 """Choose the demo's hyper-parameters on public images that are none of the demo's.
 
-    python -m tools.choose_demo_settings --cifar10 cifar10.tar.gz --trials 24
+    python -m tools.choose_demo_settings --corpus CORPUS --trials 24
 
-The stand-in task: CIFAR-10's test images with inverted colours, which took no part in pre-training and which
-the tower finds
-hard, 1,000 for each of four sites and 1,000 public ones, with the noise of the demo's policy. Choosing on the
-demo's own images would be a release that no ledger shows, and choosing on its public set would flatter the result.
+Two stand-in tasks, with the noise of the demo's policy, 1,000 images for each of four sites and 1,000 public ones, none
+of which took part in pre-training: Fashion-MNIST's test images upside down, and CIFAR-10's with inverted colours. Both are
+concepts the tower knows, drawn from elsewhere, as the demo's digits are. Choosing on the demo's own images would be a
+release that no ledger shows, and choosing on its public set would flatter the result.
+
 Prints one JSON line a trial.
 """
 
@@ -40,7 +41,8 @@ from fedmvp.training.rounds import Site, run_rounds
 from privacy.accountant import calibrate_noise_multiplier
 from privacy.ledger import Ledger
 from privacy.mechanism import ADD_OR_REMOVE_ONE, Mode, PrivacyParameters
-from tools.pretrain.corpus import CIFAR10_CLASSES, read_cifar10
+from tools.pretrain.collect import read_idx
+from tools.pretrain.corpus import CIFAR10_CLASSES, FASHION_CLASSES, read_cifar10
 from tools.pretrain.export import described_task, to_backbone_size
 
 N_SITES, PER_SITE, PUBLIC = 4, 1000, 1000
@@ -92,15 +94,24 @@ def privacy_of(trial: dict[str, Any], epsilon: float) -> PrivacyParameters:
     )
 
 
+def read_task(name: str, corpus: Path) -> tuple[str, tuple[str, ...], np.ndarray, np.ndarray]:
+    """Group and classes of a stand-in task, its images ``(n, 1 or 3, h, w)`` uint8, and labels ``(n,)``."""
+    if name == "turned-fashion":
+        images = read_idx(corpus / "t10k-images-idx3-ubyte.gz")[:, None, ::-1].copy()
+        return "fashion-mnist", FASHION_CLASSES, images, read_idx(corpus / "t10k-labels-idx1-ubyte.gz").astype(np.int64)
+    pixels, labels = read_cifar10(corpus / "cifar10.tar.gz", "test")
+    return "cifar10", CIFAR10_CLASSES, 255 - pixels, labels
+
+
 class Proxy:
     """The stand-in task, with frozen features for one shape of prompts at a time."""
 
-    def __init__(self, archive: Path, checkpoint: Path | None, seed: int) -> None:
+    def __init__(self, name: str, corpus: Path, checkpoint: Path | None, seed: int) -> None:
         self.backbone = load_backbone(BackboneSpec("fedmvp-tiny", "embedded", checkpoint=checkpoint))
-        self.bank = build_attribute_bank(self.backbone, described_task("cifar10", CIFAR10_CLASSES))
-        pixels, labels = read_cifar10(archive, "test")
+        group, classes, pixels, labels = read_task(name, corpus)
+        self.bank = build_attribute_bank(self.backbone, described_task(group, classes))
         order = np.random.default_rng(seed).permutation(len(pixels))[: N_SITES * PER_SITE + PUBLIC]
-        self.images = to_backbone_size(torch.tensor(255 - pixels[order]), self.backbone.image_size)
+        self.images = to_backbone_size(torch.tensor(pixels[order]), self.backbone.image_size)
         self.labels = torch.tensor(labels[order])
         self._features: dict[Any, Any] = {}
 
@@ -213,7 +224,8 @@ def run_probe(proxy: Proxy, trial: dict[str, Any], epsilon: float, folder: Path,
 def main() -> None:
     """Run the trials."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--cifar10", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, required=True, help="the folder that tools.pretrain.collect made")
+    parser.add_argument("--task", choices=("turned-fashion", "inverted-cifar10"), default="turned-fashion")
     parser.add_argument("--checkpoint", type=Path, help="an exported backbone other than the shipped one")
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--epsilon", type=float, default=7.9)
@@ -230,7 +242,7 @@ def main() -> None:
         parsed = json.loads(value)
         grid[key] = parsed if isinstance(parsed, list) else [parsed]
     run = run_prompts if arguments.what == "prompts" else run_probe
-    proxy = Proxy(arguments.cifar10, arguments.checkpoint, arguments.seed)
+    proxy = Proxy(arguments.task, arguments.corpus, arguments.checkpoint, arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         for trial in trials(grid, arguments.trials, arguments.seed):
             start = time.monotonic()

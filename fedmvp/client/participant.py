@@ -164,6 +164,8 @@ def _accept(site: Site, invitation: Invitation) -> None:
         )
         if context.round > study.policy.study.rounds:
             raise RemoteProtocolError(None, Step.ANNOUNCE, "the study has no round of this number")
+        if invitation.model_round >= context.round:
+            raise RemoteProtocolError(None, Step.ANNOUNCE, "the model is said to hold a sum that is still to come")
         site.past.check_model(context, invitation.model_round)
         if invitation.model_round == 0:
             _check_first_model(invitation.state, site.source.initial_parameters())

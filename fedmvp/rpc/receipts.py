@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+from fedmvp.rpc.errors import WireError
 from fedmvp.rpc.fields import text
 from fedmvp.rpc.v1 import aggregation_pb2 as pb
+from fedmvp.study.policy import MAX_ROUNDS
+from privacy.mechanism import Mode
 from privacy.receipt import PrivacyReceipt
+from secure_agg.encoding import DIGEST_BYTES
 
 RECEIPT_TAG = "fedmvp/receipt/v1"
 """Domain of the signature over a receipt's canonical encoding."""
@@ -47,4 +53,20 @@ def receipt_from_wire(wire: pb.SubmitReceiptRequest) -> tuple[PrivacyReceipt, by
         accountant=text(wire.accountant, "accountant"),
         ledger_head=wire.ledger_head,
     )
+    _check_numbers(receipt)
     return receipt, wire.signature
+
+
+def _check_numbers(receipt: PrivacyReceipt) -> None:
+    """Refuse numbers that no ledger could state; a site must not be able to stop the display of all others."""
+    sensible = (
+        0 < receipt.delta < 1
+        and 0 < receipt.sample_rate <= 1
+        and 0 <= receipt.noise_multiplier < math.inf
+        and receipt.epsilon >= 0  # infinite for a run without privacy, never NaN
+        and 1 <= receipt.round <= MAX_ROUNDS
+        and receipt.mode in set(Mode)
+        and len(receipt.ledger_head) == DIGEST_BYTES
+    )
+    if not sensible:
+        raise WireError("a number of the receipt is out of its range")

@@ -171,8 +171,10 @@ class Scene:
             check_budget=lambda: None,
         )
 
-    def take_part(self, context: RoundContext = CONTEXT, state: ServerState = STATE) -> ServerState:
-        invitation = Invitation(context, state, state.hash, 0)
+    def take_part(
+        self, context: RoundContext = CONTEXT, state: ServerState = STATE, model_round: int = 0
+    ) -> ServerState:
+        invitation = Invitation(context, state, state.hash, model_round)
         return take_part(self.site, invitation, self.coordinator)  # type: ignore[arg-type]
 
 
@@ -265,6 +267,15 @@ def test_a_first_model_that_the_coordinator_chose_is_refused_untrained(scene: Sc
         scene.take_part(replace(CONTEXT, model_hash=chosen.hash), chosen)
 
     assert "train" not in scene.notes
+
+
+@pytest.mark.parametrize("claimed", [1, 7, 2**31])
+def test_a_model_of_a_round_that_is_still_to_come_is_refused_untrained(scene: Scene, claimed: int) -> None:
+    chosen = ServerState.initial(STATE.parameters + np.float32(0.01))
+    with pytest.raises(UserError, match="still to come"):
+        scene.take_part(replace(CONTEXT, model_hash=chosen.hash), chosen, claimed)
+
+    assert scene.notes == []
 
 
 def test_a_site_shows_the_ledger_head_from_before_the_attempt_so_that_a_copy_put_back_shows_it_twice(

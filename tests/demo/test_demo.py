@@ -13,6 +13,7 @@ from demo.digits import NAMES, PUBLIC_IMAGES, write_digits
 from demo.outcome import Outcome, check_sums
 from demo.report import SamplePrediction, headline, write_report
 from demo.watch import EventTail, Progress
+from fedmvp.errors import UserError
 from fedmvp.evaluation.accuracy import Accuracy
 from fedmvp.study.policy import parse_policy
 from privacy.accountant import epsilon
@@ -133,6 +134,11 @@ def test_the_display_learns_epsilon_and_losses_from_the_events() -> None:
     assert progress.epsilon_by_site == {"site-1": 1.5, "site-2": 2.5}
     assert "without site-2" in progress.notes[0]
     assert not progress.finished
+
+
+def test_a_run_that_the_server_gave_up_is_an_error_with_its_reason() -> None:
+    with pytest.raises(UserError, match="too few sites"):
+        Progress(rounds=2).take({"event": "run-failed", "reason": "too few sites", "remedy": "start them"})
 
 
 def test_the_summary_has_the_keys_that_scripts_read() -> None:

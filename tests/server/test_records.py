@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedmvp.errors import UserError
+from fedmvp.rpc.errors import WireError
 from fedmvp.rpc.receipts import RECEIPT_TAG, receipt_from_wire, receipt_to_wire
 from fedmvp.rpc.v1.aggregation_pb2 import SubmitReceiptRequest
 from fedmvp.server.events import EventLog, read_events
@@ -132,3 +134,33 @@ def test_receipts_of_a_round_are_waited_for_and_a_missing_one_is_left_out() -> N
         return [len(await waiting), len(await tracker.wait_for(4, lambda: {1}, 0.01))]
 
     assert asyncio.run(scenario()) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"delta": float("nan")},
+        {"delta": 0.0},
+        {"sample_rate": float("inf")},
+        {"sample_rate": 0.0},
+        {"noise_multiplier": float("nan")},
+        {"noise_multiplier": -1.0},
+        {"epsilon": float("nan")},
+        {"epsilon": -1.0},
+        {"round": 2**63},
+        {"mode": "none"},
+        {"ledger_head": b"short"},
+    ],
+    ids=str,
+)
+def test_a_receipt_with_a_number_that_no_ledger_could_state_is_refused(change: dict[str, object]) -> None:
+    wire = receipt_to_wire(replace(receipt(), **change), bytes(64))  # type: ignore[arg-type]
+
+    with pytest.raises(WireError):
+        receipt_from_wire(wire)
+
+
+def test_the_receipt_of_a_run_without_privacy_is_taken() -> None:
+    stamped = replace(receipt(), mode="UNSAFE-no-dp", noise_multiplier=0.0, epsilon=float("inf"))
+
+    assert receipt_from_wire(receipt_to_wire(stamped, bytes(64)))[0] == stamped

@@ -32,7 +32,7 @@ from privacy.mechanism import Mode, PrivacyParameters
 # Plain averaging with the textbook step of softmax regression on features of norm one; chosen on the public
 # proxy images (`python -m tools.choose_demo_settings`), as everything in demo/policy.toml was.
 PROBE_TRAINING = LocalTraining(learning_rate=1.0, max_physical_batch=2048)
-PROBE_OPTIMIZER = ServerOptimizer(OptimizerKind.ADAM, learning_rate=0.1)
+PROBE_OPTIMIZER = ServerOptimizer(OptimizerKind.ADAM, learning_rate=0.3)
 PROBE_MAX_GRAD_NORM = 0.5
 
 

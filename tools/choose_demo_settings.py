@@ -3,9 +3,9 @@
     python -m tools.choose_demo_settings --corpus CORPUS --trials 24
 
 Two stand-in tasks, with the noise of the demo's policy, 1,000 images for each of four sites and 1,000 public ones, none
-of which took part in pre-training: Fashion-MNIST's test images upside down, and CIFAR-10's with inverted colours. Both are
-concepts the tower knows, drawn from elsewhere, as the demo's digits are. Choosing on the demo's own images would be a
-release that no ledger shows, and choosing on its public set would flatter the result.
+which took part in pre-training: Fashion-MNIST's test images upside down, and CIFAR-10's with inverted colours. Both
+are concepts the tower knows, drawn from elsewhere, as the demo's digits are. Choosing on the demo's own images would
+be a release that no ledger shows, and choosing on its public set would flatter the result.
 
 Prints one JSON line a trial.
 """

@@ -17,6 +17,7 @@ from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PrivacyParameters
 from privacy.optimizer import NoisyOptimizer
 from privacy.per_sample import (
+    PROBED_RECORDS,
     Batch,
     LossPerSample,
     backward,
@@ -27,6 +28,8 @@ from privacy.per_sample import (
     trainable_parameters,
 )
 from privacy.sampling import PoissonSampler
+
+_PROBE_SEED = 0  # fixed and public: the same records are invented at every site
 
 __all__ = ["Batch", "DpSgdEngine", "LossPerSample", "check_decomposable"]
 
@@ -76,6 +79,8 @@ class DpSgdEngine:
         self._learning_rate = learning_rate
         self._momentum = momentum
         self._max_physical_batch = max_physical_batch
+        # The probe must not see what a server sent later, so it takes place at these parameters, which are public.
+        self._initial: list[Tensor] = [parameter.detach().clone() for parameter in self._parameters]
         self._probed = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps_uncharged = 0
@@ -95,7 +100,7 @@ class DpSgdEngine:
         Raises:
             BudgetExceeded: the round could not be released; nothing was trained.
             PrivacyRefused: more steps than one release is charged for.
-            NotDecomposable: the loss or a layer mixes records; nothing was trained.
+            NotDecomposable: the loss or a layer mixes records, found on invented records; nothing was trained.
             ValueError: the data do not fit together, or the parameters are not finite.
         """
         tensors = _check_data(data)
@@ -103,10 +108,8 @@ class DpSgdEngine:
             raise ValueError("the parameters to start from are not finite")
         self._ledger.check_affordable(self._params)
         self._count(steps)
-        if not self._probed and len(tensors[0]) > 0 and self._params.mode is Mode.RECORD_LOCAL:
-            probe = tuple(tensor[:3].to(self._parameters[0].device) for tensor in tensors)
-            check_decomposable(self._module, self._loss_per_sample, probe)
-            self._probed = True
+        if not self._probed and self._params.mode is Mode.RECORD_LOCAL:
+            self._probe(tensors)
         sampler = PoissonSampler(len(tensors[0]), self._params.sample_rate)
         try:
             if self._params.mode is Mode.UNSAFE_NO_DP:
@@ -115,6 +118,22 @@ class DpSgdEngine:
                 self._run_private(tensors, steps, sampler)
         finally:
             self._left_behind = [parameter.detach().clone() for parameter in self._parameters]
+
+    def _probe(self, tensors: Batch) -> None:
+        """Check the loss once, before any charge: on invented records, at the parameters of construction.
+
+        On real records, or at parameters that a server chose, the outcome would be a release without a charge: rounding
+        at huge parameters makes it depend on the records. Here it depends on shapes and public values only.
+        """
+        invented = _invent_records(tensors, self._parameters[0].device)
+        current = [parameter.detach().clone() for parameter in self._parameters]
+        try:
+            _assign(self._parameters, self._initial)
+            check_decomposable(self._module, self._loss_per_sample, invented)
+        finally:
+            _assign(self._parameters, current)
+        self._probed = True
+        self._initial = []
 
     def _run_private(self, tensors: Batch, steps: int, sampler: PoissonSampler) -> None:
         with per_sample_hooks(self._module):
@@ -185,3 +204,25 @@ def _check_data(data: Sequence[Tensor]) -> Batch:
     if len({len(tensor) for tensor in tensors}) != 1:
         raise ValueError(f"the tensors hold different numbers of records: {[len(tensor) for tensor in tensors]}")
     return tensors
+
+
+def _invent_records(tensors: Batch, device: torch.device) -> Batch:
+    """Records of the same widths and types, nothing of them taken from the data.
+
+    Floating-point numbers are drawn from a normal distribution with a fixed seed; the rest, such as labels, is zero.
+    """
+    generator = torch.Generator().manual_seed(_PROBE_SEED)
+    return tuple(_invent(tensor, generator).to(device) for tensor in tensors)
+
+
+def _invent(like: Tensor, generator: torch.Generator) -> Tensor:
+    shape = (PROBED_RECORDS, *like.shape[1:])
+    if like.dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(like.dtype)
+    return torch.zeros(shape, dtype=like.dtype)
+
+
+def _assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)

@@ -23,7 +23,9 @@ Batch = tuple[Tensor, ...]
 LossPerSample = Callable[[nn.Module, Batch], Tensor]
 """Maps the module and a batch of B records to their B losses."""
 
-_PROBED_RECORDS = 3
+PROBED_RECORDS = 3
+"""How many records a loss is checked with: enough that every record has two others beside it."""
+
 _REFUSED = (nn.MultiheadAttention, nn.RNNBase, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - its common base
 
 
@@ -121,14 +123,15 @@ def check_decomposable(
     Args:
         module: as given to the engine, outside :func:`per_sample_hooks`.
         loss_per_sample: as given to the engine.
-        batch: records to probe with; the first three are used.
+        batch: invented records to probe with, never private ones (the outcome is not charged for); the first three are
+            used.
         tolerance: allowed difference relative to the largest gradient norm among the probed records.
 
     Raises:
         NotDecomposable: they differ, or a trained parameter is not reached.
     """
     parameters = trainable_parameters(module)
-    probe = tuple(tensor[:_PROBED_RECORDS] for tensor in batch)
+    probe = tuple(tensor[:PROBED_RECORDS] for tensor in batch)
     with per_sample_hooks(module):
         backward(module, loss_per_sample, probe)
         together = _flatten([take_grad_sample(parameter, len(probe[0])) for parameter in parameters])

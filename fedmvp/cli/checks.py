@@ -220,21 +220,14 @@ def _check_compute(config: ClientConfig, findings: Findings) -> None:
     with findings.problems_of("compute"):
         device = config.compute.device
         if device not in {"auto", "cpu"}:
-            _require_device(device)
+            from fedmvp.client.trainer import choose_device  # noqa: PLC0415 - loads torch
+
+            choose_device(device)
         if config.compute.checkpoint is not None and not config.compute.checkpoint.is_file():
             raise UserError(
                 f"checkpoint {config.compute.checkpoint} does not exist", remedy="correct [compute] checkpoint"
             )
         findings.ok("compute", f"device {device}")
-
-
-def _require_device(device: str) -> None:
-    import torch  # noqa: PLC0415 - slow to load
-
-    kind, _, number = device.partition(":")
-    present = torch.backends.mps.is_available() if kind == "mps" else torch.cuda.is_available()
-    if not present or (number and int(number) >= torch.cuda.device_count()):
-        raise UserError(f"device {device} is not on this machine", remedy='set [compute] device = "auto"')
 
 
 def _check_server(config: ClientConfig, findings: Findings) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from fedmvp.cli.program import (
+    check_device_name,
     config_option,
     format_option,
     insecure_option,
@@ -161,13 +162,14 @@ def ledger_verify(config: Path) -> None:
 @click.argument("images", nargs=-1, required=True, type=FilePath)
 @click.option("--prompts", required=True, type=FilePath, help="The prompts.safetensors of a run.")
 @click.option("--checkpoint", type=FilePath, help="Local weights of the backbone, where the policy names none.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, mps, cuda or cuda:N.")
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, mps, cuda or cuda:N.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show.")
 @format_option
 def predict(
     *, images: tuple[Path, ...], prompts: Path, checkpoint: Path | None, device: str, top: int, style: str
 ) -> None:
     """Classify IMAGES with tuned prompts; the prompts file names model and classes."""
+    check_device_name(device)
     from fedmvp.cli.predict import print_predictions  # noqa: PLC0415 - loads torch
 
     print_predictions(images, prompts, checkpoint=checkpoint, device=device, top=top, style=style)

@@ -10,6 +10,7 @@ import torch
 
 from fedmvp.cli.presentation import print_json, print_table
 from fedmvp.cli.program import say
+from fedmvp.client.trainer import choose_device
 from fedmvp.data.images import decode_images
 from fedmvp.errors import UserError
 from fedmvp.model.features import extract_features
@@ -27,17 +28,17 @@ def print_predictions(
         images: image files.
         prompts_file: the ``prompts.safetensors`` of a run.
         checkpoint: local weights of the backbone.
-        device: where the model runs.
+        device: where the model runs, as [compute] device.
         top: classes shown an image.
         style: "text" or "json".
 
     Raises:
-        UserError: an image or the prompts file cannot be used.
+        UserError: an image, the prompts file or the device cannot be used.
     """
     prompts = read_prompts(prompts_file)
     if prompts.stamp == "UNSAFE-no-dp":
         say("warning: these prompts are stamped UNSAFE-no-dp: trained without differential privacy")
-    model = build_prompted_model(prompts.policy, device=device, checkpoint=checkpoint)
+    model = build_prompted_model(prompts.policy, device=choose_device(device), checkpoint=checkpoint)
     try:
         set_vector(model, prompts.parameters)
     except ValueError as error:

@@ -16,12 +16,13 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 import structlog
+from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
 from fedmvp import __version__
 from fedmvp.errors import ExitCode, UserError
-from fedmvp.study.config import unknown_variables
+from fedmvp.study.config import ComputeSection, unknown_variables
 
 PIPED_COLUMNS = 200
 """Width of a table that goes into a pipe: nothing is folded that a program or a log may search."""
@@ -97,19 +98,35 @@ def as_user_error(error: Exception) -> UserError:
         return UserError(
             error.format_message(), remedy=f"{command} --help lists what it takes", exit_code=ExitCode.USAGE
         )
-    return _from_libraries(error) or UserError(
-        f"internal error: {type(error).__name__}: {error}",
-        remedy="this is a defect: run the command again with --debug and report what it prints",
-        exit_code=ExitCode.INTERNAL,
+    return (
+        _from_libraries(error)
+        or _from_files(error)
+        or UserError(
+            f"internal error: {type(error).__name__}: {error}",
+            remedy="this is a defect: run the command again with --debug and report what it prints",
+            exit_code=ExitCode.INTERNAL,
+        )
     )
 
 
 def _from_libraries(error: Exception) -> UserError | None:
     """The refusals of the ledger and of the secure sum."""
-    from privacy.errors import LedgerError, LedgerExists, LedgerLocked, LedgerMissing, PrivacyRefused  # noqa: PLC0415
+    from privacy.errors import (  # noqa: PLC0415
+        LedgerError,
+        LedgerExists,
+        LedgerLocked,
+        LedgerMissing,
+        NotDecomposable,
+        PrivacyRefused,
+    )
     from secure_agg.errors import SecureAggregationError  # noqa: PLC0415
 
     remedies: list[tuple[type[Exception], str, ExitCode]] = [
+        (
+            NotDecomposable,
+            "this is a defect of the model, nothing was spent: report it; no setting of this site changes it",
+            ExitCode.INTERNAL,
+        ),
         (
             PrivacyRefused,
             "fedmvp-client ledger shows what was spent; a spent budget does not come back",
@@ -132,6 +149,17 @@ def _from_libraries(error: Exception) -> UserError | None:
     for kind, remedy, code in remedies:
         if isinstance(error, kind):
             return UserError(str(error), remedy=remedy, exit_code=code)
+    return None
+
+
+def _from_files(error: Exception) -> UserError | None:
+    """What the operating system says of a file that a command named or wrote."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return UserError(
+            f"cannot use {os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: "
+            f"{error.strerror}",
+            remedy="check that the path exists, its owner and permissions, and the free space of the disk",
+        )
     return None
 
 
@@ -174,6 +202,22 @@ def configure_logging() -> None:
 
 def _json_renderer() -> Any:
     return structlog.processors.JSONRenderer(sort_keys=True)
+
+
+def check_device_name(device: str) -> None:
+    """Refuse what [compute] device would refuse.
+
+    Raises:
+        UserError: not the name of a device.
+    """
+    try:
+        ComputeSection(device=device)
+    except ValidationError:
+        raise UserError(
+            f"--device {device!r} is not a device",
+            remedy="give auto, cpu, mps, cuda or cuda:N",
+            exit_code=ExitCode.USAGE,
+        ) from None
 
 
 def program_options(command: Command) -> Command:

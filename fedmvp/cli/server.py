@@ -62,14 +62,13 @@ def init(
     """
     from fedmvp.study.consortium import create_study_folder  # noqa: PLC0415
 
-    text = read_document(policy, what="policy", remedy="name an existing file").decode() if policy is not None else None
     consortium = create_study_folder(
         folder,
         run_id=run_id,
         address=_endpoint(address, "--address"),
         listen=_endpoint(listen or address, "--listen"),
         hosts=hosts,
-        policy_text=text,
+        policy_text=_policy_text(policy) if policy is not None else None,
         evaluation_images=images,
     )
     stdout().print(consortium.root_fingerprint)
@@ -77,6 +76,16 @@ def init(
     say(f"made {folder / 'server'}: the server's key, certificate and server.toml. Copy it to the server.")
     say(f"next: edit {folder / 'consortium' / 'policy.toml'}, collect request.json of every site, then")
     say(f"      fedmvp-server enroll --study {folder} REQUEST...")
+
+
+def _policy_text(policy: Path) -> str:
+    document = read_document(policy, what="policy", remedy="name an existing file")
+    try:
+        return document.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"policy {policy} is not UTF-8 text", remedy="name a policy.toml, saved as UTF-8; or leave --policy out"
+        ) from None
 
 
 @server.command("enroll")

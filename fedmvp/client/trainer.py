@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedmvp.client.progress import shown
 from fedmvp.data.dataset import ImageDataset, image_folder, manifest
 from fedmvp.data.images import load_images
+from fedmvp.errors import UserError
 from fedmvp.model.features import extract_features
 from fedmvp.model.from_policy import build_prompted_model
 from fedmvp.model.parameters import get_vector
@@ -63,7 +64,7 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     cache = config.compute.cache_dir
     model = build_prompted_model(
         policy,
-        device=_device(config.compute.device),
+        device=choose_device(config.compute.device),
         checkpoint=config.compute.checkpoint,
         cache_dir=cache,
         announce=log.info,
@@ -81,10 +82,27 @@ def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:
     return read(config.data.path, policy.task.class_names, require_every_class=config.data.require_every_class)
 
 
-def _device(wanted: str) -> str:
-    """The device of client.toml; "auto" takes the fastest there is."""
-    if wanted != "auto":
+def choose_device(wanted: str) -> str:
+    """Return the device to compute on, present on this machine.
+
+    Args:
+        wanted: "cpu", "mps", "cuda" or "cuda:N"; "auto" takes the fastest there is.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    apple = torch.backends.mps.is_available()
+    if wanted == "auto":
+        return "cuda" if gpus else "mps" if apple else "cpu"
+    kind, _, number = wanted.partition(":")
+    if kind == "cuda" and int(number or 0) >= gpus:
+        found = f"it has {gpus} CUDA devices, counted from 0" if gpus else "it has no CUDA device that torch can use"
+    elif kind == "mps" and not apple:
+        found = "it has no Apple GPU that torch can use"
+    else:
         return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    raise UserError(
+        f"device {wanted} is not on this machine: {found}",
+        remedy='set [compute] device = "auto", or give another --device such as cpu',
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.study.documents import Section, parse_json, validate
@@ -40,12 +40,22 @@ Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Pem = Annotated[str, Field(max_length=16 << 10)]
 
 
+def _check_printable(text: str) -> str:
+    """A request comes from outside and is shown on the consortium's terminal, which must not obey it."""
+    if not text.isprintable():
+        raise ValueError("must be printable text: no control characters or terminal escapes")
+    return text
+
+
+PrintableName = Annotated[OrganisationName, AfterValidator(_check_printable)]
+
+
 class RequestFile(Section):
     """The content of ``request.json``."""
 
     format: Literal["fedmvp-request-v1"]
     name: SiteName
-    organisation: OrganisationName
+    organisation: PrintableName
     verify_key: Hex32
     tls_request: Pem
     signature: Hex64

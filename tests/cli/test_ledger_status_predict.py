@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedmvp.errors import ExitCode
+from fedmvp.client.trainer import build_trainer, choose_device
+from fedmvp.errors import ExitCode, UserError
 from fedmvp.model import from_policy, parameters
 from fedmvp.study.config import load_client_config
 from fedmvp.study.credentials import load_study
@@ -197,3 +198,34 @@ def test_predict_says_when_prompts_were_trained_without_privacy(run, prompts, tm
     result = run("fedmvp-client", "predict", picture(tmp_path / "a.png"), "--prompts", prompts)
     assert result.code == 0
     assert "UNSAFE-no-dp: trained without differential privacy" in result.err
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cpu:0", ""])
+def test_predict_on_what_is_no_device_is_refused(run, prompts, tmp_path, device):
+    result = run("fedmvp-client", "predict", picture(tmp_path / "a.png"), "--prompts", prompts, "--device", device)
+    assert result.code == ExitCode.USAGE
+    assert f"error: --device {device!r} is not a device" in result.err
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps"])
+def test_predict_on_a_device_that_is_not_there_is_refused(run, prompts, tmp_path, monkeypatch, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    result = run("fedmvp-client", "predict", picture(tmp_path / "a.png"), "--prompts", prompts, "--device", device)
+    assert result.code == ExitCode.CONFIG
+    assert f"error: device {device} is not on this machine" in result.err
+
+
+def test_a_device_beyond_those_of_the_machine_is_refused_and_auto_takes_the_fastest(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [choose_device(wanted) for wanted in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    with pytest.raises(UserError, match="2 CUDA devices"):
+        choose_device("cuda:2")
+
+
+def test_a_run_on_a_device_that_is_not_there_stops_before_anything_is_loaded(site, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = load_client_config(site.config, overrides={"compute.device": "cuda:99"})
+    with pytest.raises(UserError, match="cuda:99 is not on this machine"):
+        build_trainer(config, POLICY, None)

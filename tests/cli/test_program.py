@@ -13,7 +13,7 @@ import structlog
 import fedmvp
 from fedmvp.cli.program import as_user_error
 from fedmvp.errors import ExitCode, UserError
-from privacy.errors import BudgetExceeded, LedgerCorrupt, LedgerLocked, LedgerMissing
+from privacy.errors import BudgetExceeded, LedgerCorrupt, LedgerLocked, LedgerMissing, NotDecomposable
 from secure_agg.errors import AggregationAborted
 
 SERVER_COMMANDS = {"init", "enroll", "revoke", "renew", "run", "status"}
@@ -100,6 +100,9 @@ def test_ctrl_c_is_no_error(run, monkeypatch):
         (UserError("x", remedy="y", exit_code=ExitCode.NETWORK), ExitCode.NETWORK),
         (click.UsageError("x"), ExitCode.USAGE),
         (BudgetExceeded(9.0, 8.0), ExitCode.BUDGET),
+        (NotDecomposable("x"), ExitCode.INTERNAL),
+        (PermissionError(13, "Permission denied", "/x"), ExitCode.CONFIG),
+        (OSError("no file named"), ExitCode.INTERNAL),
         (LedgerMissing("x"), ExitCode.LEDGER),
         (LedgerLocked("x"), ExitCode.LEDGER),
         (LedgerCorrupt("x"), ExitCode.LEDGER),
@@ -111,6 +114,30 @@ def test_every_family_of_errors_has_its_code_and_a_remedy(error, code):
     shown = as_user_error(error)
     assert shown.exit_code is code
     assert shown.remedy
+
+
+def test_a_module_that_cannot_be_trained_privately_is_not_called_a_spent_budget():
+    shown = as_user_error(NotDecomposable("a layer mixes records"))
+    assert "defect of the model" in shown.remedy
+    assert "budget" not in shown.remedy
+
+
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedmvp.cli.client.load_client_config", lambda *_arguments, **_options: tmp_path.read_bytes())
+    result = run("fedmvp-client", "ledger")
+    assert result.code == ExitCode.CONFIG
+    assert result.err.splitlines()[0] == f"error: cannot use {tmp_path}: Is a directory"
+    assert result.err.splitlines()[1].startswith("remedy: check that the path exists")
+
+
+def test_a_study_from_a_binary_policy_is_refused_before_anything_is_made(run, tmp_path):
+    policy = tmp_path / "policy.bin"
+    policy.write_bytes(b"\xff\xfe\x00")
+    arguments = ("--run-id", "r", "--address", "127.0.0.1:8443", "--policy", policy)
+    result = run("fedmvp-server", "init", tmp_path / "study", *arguments)
+    assert result.code == ExitCode.CONFIG
+    assert result.err.splitlines()[0] == f"error: policy {policy} is not UTF-8 text"
+    assert not (tmp_path / "study").exists()
 
 
 def test_an_unknown_variable_is_a_warning(run):

@@ -299,6 +299,59 @@ def test_a_loss_that_mixes_records_is_refused_before_training(ledger: Ledger, pa
     assert torch.equal(trained(module), before)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("size", [0, 2, 30])
+def test_whether_a_loss_is_refused_depends_neither_on_the_records_nor_on_parameters_set_later(
+    ledger: Ledger, params: PrivacyParameters, size: int, seed: int
+) -> None:
+    """A server could choose parameters at which rounding makes the check fail for some records and not for others."""
+    honest, mixing = OneInput(nn.Linear(WIDTH, WIDTH)), OneInput(nn.Linear(WIDTH, WIDTH))
+    batch = make_batch(size, seed)
+    engines = [
+        DpSgdEngine(module, loss, params=params, ledger=ledger, learning_rate=0.0)
+        for module, loss in ((honest, rounding_mixes), (mixing, always_mixes))
+    ]
+    with torch.no_grad():
+        for module in (honest, mixing):
+            for parameter in module.parameters():
+                parameter.fill_(1e20)
+    sent = trained(honest)
+    engines[0].run(batch, 1)
+    assert torch.equal(trained(honest), sent)  # learning rate 0: the parameters were given back bit for bit
+    with pytest.raises(NotDecomposable):
+        engines[1].run(batch, 1)
+    assert torch.equal(trained(mixing), sent)
+
+
+def rounding_mixes(module: nn.Module, batch: Batch) -> Tensor:
+    """Decomposes as long as the module's parameters are small, and mixes records once they are huge."""
+    losses = cross_entropy(module, batch)
+    huge = any(float(parameter.detach().abs().max()) > 1e6 for parameter in module.parameters())
+    return losses * batch[0].mean() if huge else losses
+
+
+def always_mixes(module: nn.Module, batch: Batch) -> Tensor:
+    losses = cross_entropy(module, batch)
+    return losses * losses.mean()
+
+
+def test_the_check_of_a_loss_sees_no_real_record(ledger: Ledger, params: PrivacyParameters) -> None:
+    image, attributes, labels = make_batch(30)
+    marked = (image + 1000, attributes + 1000, labels.clamp(min=1))
+    seen: list[Batch] = []
+
+    def watched(module: nn.Module, batch: Batch) -> Tensor:
+        seen.append(batch)
+        return cross_entropy(module, batch)
+
+    never = replace(params, sample_rate=1e-9)  # no step draws a record: all that is seen, the check saw
+    module = OneInput(nn.Linear(WIDTH, WIDTH))
+    DpSgdEngine(module, watched, params=never, ledger=ledger, learning_rate=0.1).run(marked, 1)
+    assert seen
+    assert all(float(part.abs().max()) < 100 for batch in seen for part in batch[:2])
+    assert not any(batch[2].any() for batch in seen)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -15,11 +15,12 @@ from fedmvp.study.consortium import (
     revoke,
 )
 from fedmvp.study.credentials import load_server, load_site, load_study
-from fedmvp.study.enrolment import open_package, parse_request
-from fedmvp.study.identity import load_certificate, spki_sha256
+from fedmvp.study.enrolment import make_request, open_package, parse_request
+from fedmvp.study.identity import TlsKey, load_certificate, spki_sha256
 from fedmvp.study.signatures import load_signing_key
 from fedmvp.study.site import SiteOptions, create_site, join
 from fedmvp.study.templates import policy_template
+from secure_agg.keys import SigningKey
 
 
 def package_of(study, site: str) -> Path:
@@ -75,6 +76,19 @@ def test_nothing_that_leaves_a_site_or_reaches_it_holds_a_private_key(study, tre
     packages = tree(study.folder / "consortium" / "packages")
     assert len(packages) == 3
     assert not [name for name, content in packages.items() if b"PRIVATE" in content]
+
+
+@pytest.mark.parametrize("organisation", ["Clinic\x1b[2J\x1b[1;1Happroved", "Clinic\x07A", "Clinic\u202eA", "A\rB"])
+def test_a_request_with_terminal_escapes_is_refused_even_when_signed(organisation):
+    document = make_request("site-1", organisation, SigningKey.generate(), TlsKey.generate())
+    with pytest.raises(UserError, match="printable") as caught:
+        parse_request(document, source="request.json")
+    assert caught.value.what.isprintable()
+
+
+def test_a_request_may_name_an_organisation_in_any_language():
+    document = make_request("site-1", "Universitätsklinik 東京", SigningKey.generate(), TlsKey.generate())
+    assert parse_request(document, source="request.json").organisation == "Universitätsklinik 東京"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from fedmvp.study.workshop import create_study
 from privacy.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO_DIMENSION = 5_000
+DEMO_DIMENSION = 7_680
 PHASES = ("training", "advertise_keys", "share_keys", "masked_input", "confirm_survivors", "unmask")
 LABELS = {"training": "announce, model", "unmask": "unmask, publish"}
 

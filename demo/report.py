@@ -115,7 +115,7 @@ def accuracy_plot(outcome: Outcome) -> str:
             color="#b91c1c",
         )
     axes.set(xlabel="round", ylabel="accuracy, public images")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return finish(figure)
 
 
@@ -130,7 +130,7 @@ def epsilon_plot(outcome: Outcome) -> str:
         ]
         axes.plot(*zip(*points, strict=True), linewidth=1.4, marker="", label=name, alpha=0.8)
     axes.set(xlabel="round", ylabel=f"epsilon at delta {next(iter(outcome.spent.values())).delta:g}", ylim=(0, None))
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return finish(figure)
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: each is runnable by itself and prints one table."""

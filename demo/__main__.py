@@ -194,9 +194,15 @@ def sample_predictions(folder: Path, policy: StudyPolicy, before: torch.Tensor, 
 
 def print_outcome(outcome: Outcome, folder: Path) -> None:
     """The closing tables on standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     results = Table(
-        "model", "accuracy", "95 % interval", "epsilon", title="Public images that no site owns", title_justify="left"
+        "model",
+        "accuracy",
+        "95 % interval",
+        "epsilon",
+        title="Public images that no site owns",
+        title_justify="left",
+        box=None,
     )
     for name, found, epsilon in (
         ("zero-shot", outcome.zero_shot, "0"),
@@ -216,6 +222,7 @@ def print_outcome(outcome: Outcome, folder: Path) -> None:
         "MB sent",
         title="Budgets, from each site's own ledger",
         title_justify="left",
+        box=None,
     )
     for name, spent in outcome.spent.items():
         sites.add_row(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from demo.__main__ import print_outcome
 from demo.digits import NAMES, PUBLIC_IMAGES, write_digits
 from demo.outcome import Outcome, check_sums
 from demo.report import SamplePrediction, headline, write_report
@@ -158,6 +159,20 @@ def test_a_gain_is_claimed_only_beyond_the_intervals(correct: int, claimed: bool
 
     assert ("beyond the 95 % intervals" in sentence) is claimed
     assert ("no gain is shown" in sentence) is not claimed
+
+
+def test_the_readme_shows_the_tables_that_the_demo_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    print_outcome(outcome(), Path("runs/demo"))
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = [line.split() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()]
+    heads = [line for line in printed if line[:1] in (["model"], ["site"], ["Public"], ["Budgets,"])]
+
+    assert len(heads) == 4
+    assert [head for head in heads if head not in shown] == []
+    for label in ("zero-shot", "tuned prompts, private", "without privacy (UNSAFE-no-dp)", "private linear probe"):
+        words = label.split()
+        assert [line for line in printed if line[: len(words)] == words]
+        assert [line for line in shown if line[: len(words)] == words]
 
 
 def test_a_return_is_told_only_when_the_site_is_in_a_later_sum() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from fedmvp.rpc import codec
 from fedmvp.rpc.channel import insecure_metadata, open_channel
 from fedmvp.rpc.errors import WireError
 from fedmvp.rpc.receipts import RECEIPT_TAG, receipt_to_wire
+from fedmvp.rpc.strict import StrictReplies
 from fedmvp.rpc.v1 import aggregation_pb2 as pb
 from fedmvp.rpc.v1 import secure_sum_pb2 as sums
 from fedmvp.rpc.v1.aggregation_pb2_grpc import AggregationStub
@@ -78,7 +79,7 @@ class Connection:
         self._endpoint = endpoint
         self._credentials = credentials
         self._channel = open_channel(endpoint, None if insecure else credentials.tls)
-        self._stub = AggregationStub(self._channel)
+        self._stub = AggregationStub(cast("grpc.Channel", StrictReplies(self._channel)))
         self._metadata = insecure_metadata(credentials.entry.site_id if insecure else None)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.rpc.channel import bind, server_options
 from fedmvp.rpc.identity import CallerTable
+from fedmvp.rpc.strict import StrictRequests
 from fedmvp.rpc.v1.aggregation_pb2 import DESCRIPTOR
 from fedmvp.rpc.v1.aggregation_pb2_grpc import add_AggregationServicer_to_server
 from fedmvp.server.coordinator import Coordinator
@@ -102,7 +103,7 @@ def run_server(
 
 async def _serve(config: ServerConfig, study: SignedStudy, tls: TlsFiles | None, seams: _Seams) -> RunOver:
     server = grpc.aio.server(
-        interceptors=list(seams.interceptors),
+        interceptors=[StrictRequests(), *seams.interceptors],
         options=server_options(),
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
     )

@@ -34,7 +34,7 @@ def participate(config: ClientConfig) -> None:
     outcome = run_client(config)
     if outcome.state is not None:
         policy = load_study(config.study).policy
-        _leave_prompts(config.state.dir, outcome.state.parameters, policy, round_number=outcome.state.step)
+        _leave_prompts(config.state.dir, outcome.state.parameters, policy, round_number=outcome.last_round)
     say(f"took part in {outcome.rounds_published} published rounds: {outcome.reason}")
 
 

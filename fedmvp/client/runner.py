@@ -60,11 +60,13 @@ class ClientOutcome:
         rounds_published: rounds this process took part in up to the verified sum.
         reason: what the coordinator said when the run was over.
         state: the last state this site verified, None if there was none.
+        last_round: the round that led to it; 0 if there was none.
     """
 
     rounds_published: int
     reason: str
     state: ServerState | None
+    last_round: int = 0
 
 
 def run_client(
@@ -143,6 +145,7 @@ class _Runner:
         self._last_contact = time.monotonic()
         self._pause = FIRST_PAUSE_SECONDS
         self._state: ServerState | None = None
+        self._last_round = 0
 
     def run(self) -> ClientOutcome:
         """Connect, and connect again when the connection breaks, until the run is over."""
@@ -154,7 +157,7 @@ class _Runner:
                 self._site.report("joined", site=reply.site_name, next_round=reply.next_round)
                 finished = self._rounds(connection)
                 self._site.report("finished", rounds=finished.rounds_completed, reason=finished.reason)
-                return ClientOutcome(self._published, finished.reason, self._state)
+                return ClientOutcome(self._published, finished.reason, self._state, self._last_round)
             except CoordinatorAwayError as error:
                 self._wait(str(error))
             finally:
@@ -199,6 +202,7 @@ class _Runner:
         )
         try:
             self._state = take_part(self._site, invitation, exchanges)
+            self._last_round = context.round
             self._published += 1
             self._lost = 0
         finally:

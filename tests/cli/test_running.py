@@ -58,7 +58,7 @@ def test_insecure_reaches_the_server_only_when_spelled_out(run, study, served):
 
 @pytest.fixture
 def outcome(monkeypatch):
-    held = ClientOutcome(3, "the study is over", ServerState(VALUES, VALUES * 0, VALUES * 0, 9))
+    held = ClientOutcome(3, "the study is over", ServerState(VALUES, VALUES * 0, VALUES * 0, 7), 9)
     monkeypatch.setattr("fedmvp.cli.running.run_client", lambda _config: held)
 
 

@@ -17,7 +17,7 @@ SKIPPED_FOLDERS = {"runs", "build", "dist", "node_modules", "__pycache__"}
 # Paths of one machine, package indices, and numbers of a tracker have no meaning for a reader.
 FORBIDDEN = re.compile(
     r"(?<![\w.:/])/(?:work|tmp|root|mnt|Users|home)(?:/|\b)"
-    r"|\bpypi\.org|files\.pythonhosted|index-url|registry\.npmjs|proxy\.golang"
+    r"|\b(?:pypi|registry|mirror|files)\.[a-z]+\.?[a-z]*/|\bindex[-]url"
     r"|\bissues? #?\d",
     re.IGNORECASE,
 )

@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=5100)
+    parser.add_argument("--seconds", type=float, default=4700)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--negatives", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)

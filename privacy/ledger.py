@@ -118,6 +118,17 @@ class Ledger:
             raise
         return cls(store, entries, read_only=read_only)
 
+    def require_head(self, head: bytes) -> None:
+        """Check that the chain holds a head that was recorded elsewhere.
+
+        Args:
+            head: 32 bytes.
+
+        Raises:
+            LedgerRolledBack: it does not: an older copy, or another ledger, was put in its place.
+        """
+        _refuse_unknown_head(self.path, tuple(self._entries), head)
+
     @property
     def path(self) -> Path:
         """The database file."""
@@ -347,7 +358,12 @@ def _refuse_rollback(
         )
     if marker is not None and (marker.seq >= len(entries) or entries[marker.seq].hash != marker.head):
         raise LedgerRolledBack(f"{path} is older than, or another ledger than, its marker records: a copy was put back")
-    if expected_head is not None and all(entry.hash != expected_head for entry in entries):
+    if expected_head is not None:
+        _refuse_unknown_head(path, entries, expected_head)
+
+
+def _refuse_unknown_head(path: Path, entries: tuple[LedgerEntry, ...], head: bytes) -> None:
+    if all(entry.hash != head for entry in entries):
         raise LedgerRolledBack(f"{path} does not contain the head this site recorded earlier: a copy was put back")
 
 

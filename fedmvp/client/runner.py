@@ -95,7 +95,10 @@ def run_client(
     """
     require_safe(config)
     credentials = load_site(config)
-    with closing(Past(config.state.dir)) as past, _open_ledger(config, past) as ledger:
+    # The ledger's lock comes first: a second client started by mistake must not touch the first one's records.
+    with _open_ledger(config) as ledger, closing(Past(config.state.dir)) as past:
+        if past.own_ledger_head is not None:
+            ledger.require_head(past.own_ledger_head)
         policy = credentials.study.policy
         check = budget_check(config, policy, ledger)
         check()  # a spent budget is said at once, not after the images are loaded
@@ -111,8 +114,8 @@ def run_client(
         return _Runner(config, site, reconnect_seconds).run()
 
 
-def _open_ledger(config: ClientConfig, past: Past) -> Ledger:
-    ledger = Ledger.open(config.privacy.ledger, expected_head=past.own_ledger_head)
+def _open_ledger(config: ClientConfig) -> Ledger:
+    ledger = Ledger.open(config.privacy.ledger)
     if ledger.dataset_id != config.data.dataset_id:
         ledger.close()
         raise UserError(

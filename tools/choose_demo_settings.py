@@ -13,7 +13,6 @@ Prints one JSON line a trial.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import random
@@ -200,7 +199,7 @@ def run_probe(proxy: Proxy, trial: dict[str, Any], epsilon: float, folder: Path,
     """One trial of the linear probe."""
     _, sites, public = proxy.prepare(PromptConfig(n_heads=4, bottleneck_width=8))
     params = privacy_of(trial, epsilon)
-    params = params if private else dataclasses.replace(params, mode=Mode.UNSAFE_NO_DP, noise_multiplier=0.0)
+    params = params if private else without_privacy(params)
     probe = LinearProbe(proxy.backbone.joint_width, 10, centre=synthetic_centre(proxy.backbone))
     training = LocalTraining(learning_rate=1.0, max_physical_batch=2048)
     simulated = [

@@ -18,14 +18,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from fedmvp.model.clip_library import open_clip
 from tools.pretrain.augment import view
-from tools.pretrain.collect import read_idx
-from tools.pretrain.corpus import NAME_TEMPLATES, Concepts, Source, described_concepts, load_corpus, read_cifar10
+from tools.pretrain.corpus import Concepts, Source, load_corpus
 from tools.pretrain.muon import Muon
 
 CONFIG = {
@@ -91,28 +89,6 @@ def contrast(
     return to_text + 0.3 * to_image.mean()
 
 
-@torch.no_grad()
-def zero_shot(
-    model: torch.nn.Module, images: np.ndarray, labels: np.ndarray, names: list[str], device: torch.device
-) -> float:
-    """Accuracy with the mean of the name templates as classifier; images ``(n, 1 or 3, h, w)`` uint8."""
-    tokenizer = open_clip.SimpleTokenizer(context_length=CONFIG["text_cfg"]["context_length"])
-    rows = [
-        model.encode_text(tokenizer([t.format(name=n) for t in NAME_TEMPLATES]).to(device), normalize=True).mean(0)
-        for n in names
-    ]
-    classifier = F.normalize(torch.stack(rows), dim=-1)
-    right = 0
-    for start in range(0, len(images), 2000):
-        batch = torch.tensor(images[start : start + 2000], device=device).float() / 255
-        batch = (
-            F.interpolate(batch, size=(32, 32), mode="bicubic", align_corners=False).clamp(0, 1).expand(-1, 3, -1, -1)
-        )
-        features = model.encode_image((batch - MEAN) / STD, normalize=True)
-        right += int(((features @ classifier.T).argmax(1).cpu().numpy() == labels[start : start + 2000]).sum())
-    return right / len(images)
-
-
 def start_like_a_trained_tower(visual: torch.nn.Module) -> None:
     """Initialise attention and positions as they look after training (mimetic, Trockman and Kolter 2023).
 
@@ -156,8 +132,8 @@ def make_optimizers(model: torch.nn.Module, learning_rate: float) -> list[torch.
     ]
 
 
-def train(arguments: argparse.Namespace, device: torch.device) -> torch.nn.Module:
-    """The whole training; returns the averaged model."""
+def train(arguments: argparse.Namespace, device: torch.device) -> None:
+    """The whole training; saves the averaged model now and then, and at the end."""
     torch.manual_seed(arguments.seed)
     concepts, sources = load_corpus(arguments.corpus, device)
     captions = tokenize(concepts, device)
@@ -214,7 +190,6 @@ def train(arguments: argparse.Namespace, device: torch.device) -> torch.nn.Modul
         if step % arguments.save_every == 0:
             save(average, captions.used, arguments.out)
     save(average, captions.used, arguments.out)
-    return with_whole_vocabulary(average, captions.used)
 
 
 def save(model: torch.nn.Module, used: torch.Tensor, path: Path) -> None:
@@ -226,18 +201,8 @@ def save(model: torch.nn.Module, used: torch.Tensor, path: Path) -> None:
     torch.save({"config": CONFIG, "state": halves}, path)
 
 
-def with_whole_vocabulary(model: torch.nn.Module, used: torch.Tensor) -> torch.nn.Module:
-    """The model with CLIP's whole vocabulary; rows of tokens that no caption used are zero."""
-    whole = open_clip.CLIP(**copy.deepcopy(CONFIG))
-    state = dict(model.state_dict())
-    rows = torch.zeros(CONFIG["text_cfg"]["vocab_size"], CONFIG["text_cfg"]["width"])
-    rows[used] = state["token_embedding.weight"].cpu()
-    whole.load_state_dict({**state, "token_embedding.weight": rows})
-    return whole.to(next(model.parameters()).device)
-
-
 def main() -> None:
-    """Train, save, and measure on the test parts of the training sources."""
+    """Train and save; `tools.pretrain.export` measures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -252,21 +217,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = train(arguments, device).eval()
-    concepts = described_concepts()
-    photos, photo_labels = read_cifar10(arguments.corpus / "cifar10.tar.gz", "test")
-    clothes, clothes_labels = (
-        read_idx(arguments.corpus / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1")
-    )
-    print(
-        json.dumps(
-            {
-                "cifar10_test": zero_shot(model, photos, photo_labels, concepts.names[:10], device),
-                "fashion_mnist_test": zero_shot(model, clothes[:, None], clothes_labels, concepts.names[10:20], device),
-            }
-        ),
-        flush=True,
-    )
+    train(arguments, device)
 
 
 if __name__ == "__main__":

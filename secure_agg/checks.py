@@ -6,15 +6,32 @@ RemoteProtocolError. Their numbers are those of docs/secure-aggregation.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from secure_agg.context import RoundContext
-from secure_agg.errors import RemoteProtocolError, SignatureError
+from secure_agg.errors import AggregationAborted, RemoteProtocolError, SignatureError
+from secure_agg.graph import MAX_WITHHELD_NONCES
 from secure_agg.keys import verify
-from secure_agg.messages import AdvertiseKeys, InputDigest, PeerShare, PeerShares, SurvivorConfirmation
+from secure_agg.messages import (
+    AdvertiseKeys,
+    GraphNonce,
+    InputDigest,
+    PeerShare,
+    PeerShares,
+    PublishedSum,
+    SurvivorConfirmation,
+)
 from secure_agg.policy import SecureSumPolicy
+from secure_agg.ring import DecodedSum, decode_sum
 from secure_agg.roster import Roster
-from secure_agg.transcript import Statement, advertise_statement, input_statement, share_statement
+from secure_agg.transcript import (
+    Statement,
+    advertise_statement,
+    input_statement,
+    nonce_commitment,
+    round_transcript,
+    share_statement,
+)
 from secure_agg.transitions import Step
 
 
@@ -29,40 +46,58 @@ class ClientChecks:
     """
 
     def __init__(self, policy: SecureSumPolicy, roster: Roster, context: RoundContext, site_id: int) -> None:
+        self._policy = policy
         self._roster = roster
         self._context = context
         self._site_id = site_id
+        self._graph = policy.graph(len(context.cohort))
         self._floor = policy.survivor_floor(len(context.cohort))
 
     def peer_keys(self, adverts: Sequence[AdvertiseKeys], own: AdvertiseKeys) -> None:
-        """Checks K1 to K4: U1 is within the cohort, own keys are unchanged, all are distinct and for this context."""
+        """Checks K1 to K4 and K6: U1 is within the cohort, own keys are unchanged, all distinct and for this context."""
         step = Step.ADVERTISE_KEYS
-        self._members(step, [advert.sender for advert in adverts], self._context.cohort)
+        self._members(step, [advert.sender for advert in adverts], self._context.cohort, self._graph.key_floor)
         for advert in adverts:
             if advert.sender == self._site_id and advert != own:
                 raise RemoteProtocolError(None, step, "this site's own keys were changed")
-            keys = (advert.encryption_key, advert.mask_key, advert.ledger_head)
-            self._signed(
-                step, advert.sender, advert.signature, advertise_statement(self._context, advert.sender, *keys)
-            )
+            statement = advertise_statement(self._context, advert.sender, advert.content)
+            self._signed(step, advert.sender, advert.signature, statement)
+            if bool(advert.nonce_commitment) != self._graph.sparse:
+                raise RemoteProtocolError(advert.sender, step, "a nonce commitment is not what the graph asks for")
         public = [key for advert in adverts for key in (advert.encryption_key, advert.mask_key)]
         if len(set(public)) != len(public):
             raise RemoteProtocolError(None, step, "a public key occurs twice")
 
-    def commitments(self, message: PeerShares, key_holders: Collection[int], own_commitment: bytes) -> dict[int, bytes]:
-        """Checks S1 to S3: U2 is within U1, own commitment is unchanged, and there is one share from each other member.
+    def peer_nonces(self, nonces: Sequence[GraphNonce], adverts: Mapping[int, AdvertiseKeys], own: bytes) -> None:
+        """Checks G1 to G3: all of U1 but a few are here, own nonce is unchanged, each opens its commitment."""
+        step = Step.REVEAL_NONCES
+        self._members(step, [item.sender for item in nonces], adverts, self._graph.key_floor)
+        if len(adverts) - len(nonces) > MAX_WITHHELD_NONCES:
+            raise RemoteProtocolError(None, step, f"more than {MAX_WITHHELD_NONCES} nonces are missing")
+        for item in nonces:
+            if item.sender == self._site_id and item.nonce != own:
+                raise RemoteProtocolError(None, step, "this site's own nonce was changed")
+            commitment = nonce_commitment(self._context, item.sender, item.nonce)
+            if commitment != adverts[item.sender].nonce_commitment:
+                raise RemoteProtocolError(None, step, f"site {item.sender}'s nonce does not open its commitment")
+
+    def commitments(
+        self, message: PeerShares, key_holders: Collection[int], neighbours: Collection[int], own_commitment: bytes
+    ) -> dict[int, bytes]:
+        """Checks S1 to S3: U2 is within U1, own commitment is unchanged, and there is one share from each neighbour.
 
         Returns:
             The commitment of every site of U2.
         """
         step = Step.SHARE_KEYS
         members = [site_id for site_id, _ in message.commitments]
-        self._members(step, members, key_holders)
+        self._members(step, members, key_holders, self._floor)
         commitments = dict(message.commitments)
         if commitments[self._site_id] != own_commitment:
             raise RemoteProtocolError(None, step, "this site's own commitment was changed")
-        if sorted(share.sender for share in message.shares) != sorted(set(members) - {self._site_id}):
-            raise RemoteProtocolError(None, step, "the shares are not one from each other site")
+        self._enough_holders(step, neighbours, members)
+        if sorted(share.sender for share in message.shares) != sorted(set(members) & set(neighbours)):
+            raise RemoteProtocolError(None, step, "the shares are not one from each neighbour that shared its keys")
         return commitments
 
     def peer_share(self, share: PeerShare, commitment: bytes, keys_hash: bytes) -> None:
@@ -74,11 +109,19 @@ class ClientChecks:
         self._signed(step, share.sender, share.signature, statement)
 
     def survivors(
-        self, inputs: Sequence[InputDigest], sharers: Collection[int], shares_hash: bytes, own_digest: bytes
+        self,
+        inputs: Sequence[InputDigest],
+        sharers: Collection[int],
+        neighbours: Collection[int],
+        *,
+        shares_hash: bytes,
+        own_digest: bytes,
     ) -> None:
-        """Checks V1 to V3: U3 is within U2, own vector is unchanged, every digest is signed for this T2."""
+        """Checks V1 to V4: U3 is within U2, own vector is unchanged, digests are signed for this T2, holders remain."""
         step = Step.CONFIRM_SURVIVORS
-        self._members(step, [item.sender for item in inputs], sharers)
+        survivors = [item.sender for item in inputs]
+        self._members(step, survivors, sharers, self._floor)
+        self._enough_holders(step, neighbours, survivors)
         for item in inputs:
             if item.sender == self._site_id and item.digest != own_digest:
                 raise RemoteProtocolError(None, step, "this site's own vector was changed")
@@ -98,14 +141,46 @@ class ClientChecks:
         for item in confirmations:
             self._signed(step, item.sender, item.signature, statement)
 
-    def _members(self, step: Step, senders: Sequence[int], allowed: Collection[int]) -> None:
+    def result(
+        self,
+        message: PublishedSum,
+        *,
+        shares_hash: bytes,
+        inputs: Sequence[InputDigest],
+        confirmations: Sequence[SurvivorConfirmation],
+    ) -> DecodedSum:
+        """Checks R1 to R3: the survivors are those confirmed, the sum can be theirs, and the round is the one seen.
+
+        Returns:
+            The real sum.
+        """
+        step = Step.PUBLISH
+        survivors = tuple(sorted(item.sender for item in inputs))
+        if tuple(message.survivors) != survivors:
+            raise RemoteProtocolError(None, step, "the published survivors are not those this site confirmed")
+        try:
+            decoded = decode_sum(self._policy, message.total, len(survivors))
+        except AggregationAborted as refused:
+            raise RemoteProtocolError(None, step, refused.reason) from refused
+        if round_transcript(shares_hash, inputs, confirmations, message.total) != message.transcript_hash:
+            raise RemoteProtocolError(None, step, "the transcript hash is not that of the round this site saw")
+        return decoded
+
+    def _members(self, step: Step, senders: Sequence[int], allowed: Collection[int], floor: int) -> None:
         """Check that a set the server announces is one: distinct, within the earlier set, large enough, with us."""
         self._distinct(step, senders)
         self._within(step, senders, allowed)
-        if len(senders) < self._floor:
-            raise RemoteProtocolError(None, step, f"{len(senders)} sites where at least {self._floor} are needed")
+        if len(senders) < floor:
+            raise RemoteProtocolError(None, step, f"{len(senders)} sites where at least {floor} are needed")
         if self._site_id not in senders:
             raise RemoteProtocolError(None, step, "this site is not among those the server lists")
+
+    def _enough_holders(self, step: Step, neighbours: Collection[int], remaining: Collection[int]) -> None:
+        """Check that this site and its neighbours that remain could recover its secrets."""
+        holders = len(set(neighbours) & set(remaining)) + 1
+        if holders < self._graph.share_threshold:
+            needed = self._graph.share_threshold
+            raise RemoteProtocolError(None, step, f"{holders} holders of this site's shares where {needed} are needed")
 
     @staticmethod
     def _distinct(step: Step, senders: Sequence[int]) -> None:

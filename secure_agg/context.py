@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 from secure_agg.encoding import DIGEST_BYTES, digest, u32, u32_list, u64
 from secure_agg.errors import PolicyError, RemoteProtocolError, RosterError
+from secure_agg.graph import MAX_ATTEMPTS
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.roster import Roster
 from secure_agg.transitions import Step
-
-COMPLETE_GRAPH = "complete"
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class RoundContext:
         threshold: t, the number of answers that every phase needs.
         colluders: c, the number of colluding sites that t was computed for.
         ring_bits: 16, 32 or 64.
-        dimension: length of every vector.
-        graph: which pairs of sites share a mask; only "complete" exists.
+        length: elements of every masked vector.
+        graph: which pairs of sites share a mask: "complete" or "harary".
+        degree: neighbours of each site in the graph.
+        share_threshold: shares that recover a secret.
     """
 
     run_id: str
@@ -47,15 +49,20 @@ class RoundContext:
     threshold: int
     colluders: int
     ring_bits: int
-    dimension: int
-    graph: str = COMPLETE_GRAPH
+    length: int
+    graph: str
+    degree: int
+    share_threshold: int
 
     def __post_init__(self) -> None:
+        if not self.run_id.isprintable() or any(ord(character) > 126 for character in self.run_id + self.graph):
+            raise _refusal("a name in the round context is not printable ASCII")
         numbers_fit = (
             1 <= self.round < 2**64
             and 1 <= self.attempt < 2**32
             and all(0 <= value < 2**32 for value in (*self.cohort, self.threshold, self.colluders, self.ring_bits))
-            and 0 <= self.dimension < 2**64
+            and all(0 <= value < 2**32 for value in (self.degree, self.share_threshold))
+            and 0 <= self.length < 2**64
         )
         if not numbers_fit:
             raise _refusal("a number of the round context is out of its range")
@@ -79,8 +86,56 @@ class RoundContext:
             u32(self.threshold),
             u32(self.colluders),
             u32(self.ring_bits),
-            u64(self.dimension),
+            u64(self.length),
             self.graph.encode("utf-8"),
+            u32(self.degree),
+            u32(self.share_threshold),
+        )
+
+    @classmethod
+    def under(
+        cls,
+        policy: SecureSumPolicy,
+        roster: Roster,
+        *,
+        run_id: str,
+        round: int,  # noqa: A002 - the field's name
+        attempt: int,
+        policy_hash: bytes,
+        model_hash: bytes,
+        cohort: tuple[int, ...],
+    ) -> Self:
+        """Return the one context that a policy and a roster allow for a cohort.
+
+        Args:
+            policy: decides threshold, graph, ring and length.
+            roster: gives its hash.
+            run_id: as in the class, like every argument after it.
+            round: number of the round.
+            attempt: number of the attempt.
+            policy_hash: hash of the signed study policy.
+            model_hash: hash of the model state.
+            cohort: ids of the invited sites, ascending.
+
+        Raises:
+            PolicyError: if the policy does not serve a cohort of this size.
+        """
+        graph = policy.graph(len(cohort))
+        return cls(
+            run_id=run_id,
+            round=round,
+            attempt=attempt,
+            policy_hash=policy_hash,
+            roster_hash=roster.hash,
+            model_hash=model_hash,
+            cohort=cohort,
+            threshold=policy.threshold(len(cohort)),
+            colluders=policy.colluders,
+            ring_bits=policy.ring_bits,
+            length=policy.length,
+            graph=graph.name,
+            degree=graph.degree,
+            share_threshold=graph.share_threshold,
         )
 
 
@@ -98,20 +153,25 @@ def check_agreement(context: RoundContext, policy: SecureSumPolicy, roster: Rost
     if context.roster_hash != roster.hash:
         raise _refusal("the roster is not the one this site holds")
     _check_cohort(context, roster)
+    n = len(context.cohort)
     try:
-        threshold = policy.threshold(len(context.cohort))
+        threshold, graph = policy.threshold(n), policy.graph(n)
     except PolicyError as refused:
-        raise _refusal(str(refused)) from refused
-    if context.threshold != threshold:
-        raise _refusal(f"the threshold is {context.threshold} where this site's policy says {threshold}")
-    if context.colluders != policy.colluders:
-        raise _refusal("the number of colluders is not the policy's")
-    if context.ring_bits != policy.ring_bits:
-        raise _refusal("the ring is not the policy's")
-    if context.dimension != policy.dimension:
-        raise _refusal("the vector length is not the policy's")
-    if context.graph != COMPLETE_GRAPH:
-        raise _refusal("the graph is not the complete graph")
+        raise _refusal(refused.args[0]) from refused
+    agreed = (
+        ("threshold", context.threshold, threshold),
+        ("number of colluders", context.colluders, policy.colluders),
+        ("ring", context.ring_bits, policy.ring_bits),
+        ("vector length", context.length, policy.length),
+        ("graph", context.graph, graph.name),
+        ("graph's degree", context.degree, graph.degree),
+        ("share threshold", context.share_threshold, graph.share_threshold),
+    )
+    for what, announced, own in agreed:
+        if announced != own:
+            raise _refusal(f"the {what} is {announced} where this site's policy says {own}")
+    if graph.sparse and context.attempt > MAX_ATTEMPTS:
+        raise _refusal(f"on a sparse graph a site joins at most {MAX_ATTEMPTS} attempts at a round")
 
 
 def _check_cohort(context: RoundContext, roster: Roster) -> None:

@@ -10,7 +10,20 @@ from __future__ import annotations
 
 
 class SecureAggregationError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose.
+
+    Args:
+        details: what went wrong and why, without data.
+        remedy: what to do about it; shown after the reason.
+    """
+
+    def __init__(self, *details: object, remedy: str = "") -> None:
+        super().__init__(*details)
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        reason = super().__str__()
+        return f"{reason}; {self.remedy}" if self.remedy else reason
 
 
 class LocalProtocolError(SecureAggregationError):

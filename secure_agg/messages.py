@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from secure_agg.encoding import DIGEST_BYTES
 from secure_agg.errors import RemoteProtocolError
 from secure_agg.keys import PUBLIC_KEY_BYTES, SIGNATURE_BYTES
+from secure_agg.policy import MAX_COHORT_SITES
 from secure_agg.roster import MAX_SITE_ID
 from secure_agg.transitions import Step
 
 SHARE_BYTES = 33  # one element of the field of 2^256 + 297 elements
 SEALED_SHARES_BYTES = 2 * SHARE_BYTES + 16  # both shares and the authentication tag
-MAX_COHORT_ITEMS = 100  # the complete graph's limit; a longer list is refused before it is looked at
+NONCE_BYTES = 32
 
 
 class ShareKind(IntEnum):
@@ -74,18 +75,22 @@ def _need_bytes(peer: int | None, step: Step, value: bytes, size: int, what: str
 
 def _need_items(peer: int | None, step: Step, items: tuple[Any, ...], what: str) -> None:
     """Refuse a list longer than any cohort."""
-    if len(items) > MAX_COHORT_ITEMS:
+    if len(items) > MAX_COHORT_SITES:
         raise RemoteProtocolError(peer, step, f"more {what} than a cohort has sites")
 
 
 @dataclass(frozen=True, repr=False)
 class AdvertiseKeys(Message):
-    """Phase 1, site to server: the site's two fresh public keys for this attempt."""
+    """Phase 1, site to server: the site's two fresh public keys for this attempt.
+
+    ``nonce_commitment`` is empty on the complete graph.
+    """
 
     sender: int
     encryption_key: bytes
     mask_key: bytes
     ledger_head: bytes
+    nonce_commitment: bytes
     signature: bytes
 
     def __post_init__(self) -> None:
@@ -93,7 +98,14 @@ class AdvertiseKeys(Message):
         _need_bytes(self.sender, Step.ADVERTISE_KEYS, self.encryption_key, PUBLIC_KEY_BYTES, "the encryption key")
         _need_bytes(self.sender, Step.ADVERTISE_KEYS, self.mask_key, PUBLIC_KEY_BYTES, "the mask key")
         _need_bytes(self.sender, Step.ADVERTISE_KEYS, self.ledger_head, DIGEST_BYTES, "the ledger head")
+        if self.nonce_commitment:
+            _need_bytes(self.sender, Step.ADVERTISE_KEYS, self.nonce_commitment, DIGEST_BYTES, "the nonce commitment")
         _need_bytes(self.sender, Step.ADVERTISE_KEYS, self.signature, SIGNATURE_BYTES, "the signature")
+
+    @property
+    def content(self) -> tuple[bytes, ...]:
+        """What is signed and enters the transcript, in its order."""
+        return self.encryption_key, self.mask_key, self.ledger_head, self.nonce_commitment
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,6 +116,28 @@ class PeerKeys(Message):
 
     def __post_init__(self) -> None:
         _need_items(None, Step.ADVERTISE_KEYS, self.adverts, "keys")
+
+
+@dataclass(frozen=True, repr=False)
+class GraphNonce(Message):
+    """Phase 1b on a sparse graph, site to server: the nonce that the site's keys committed to."""
+
+    sender: int
+    nonce: bytes
+
+    def __post_init__(self) -> None:
+        _need_site(Step.REVEAL_NONCES, self.sender)
+        _need_bytes(self.sender, Step.REVEAL_NONCES, self.nonce, NONCE_BYTES, "the nonce")
+
+
+@dataclass(frozen=True, repr=False)
+class PeerNonces(Message):
+    """Phase 1b on a sparse graph, server to site: the nonces that make the graph, ascending by sender."""
+
+    nonces: tuple[GraphNonce, ...]
+
+    def __post_init__(self) -> None:
+        _need_items(None, Step.REVEAL_NONCES, self.nonces, "nonces")
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,7 +156,7 @@ class EncryptedShare(Message):
 
 @dataclass(frozen=True, repr=False)
 class ShareKeys(Message):
-    """Phase 2, site to server: the commitment to the self mask, and sealed shares for each other site of U1."""
+    """Phase 2, site to server: the commitment to the self mask, and sealed shares for each neighbour."""
 
     sender: int
     commitment: bytes
@@ -152,7 +186,7 @@ class PeerShare(Message):
 
 @dataclass(frozen=True, repr=False)
 class PeerShares(Message):
-    """Phase 2, server to site: one sealed pair from each other member of U2, and (site, commitment) for all of U2."""
+    """Phase 2, server to site: one sealed pair from each neighbour in U2, and (site, commitment) for all of U2."""
 
     shares: tuple[PeerShare, ...]
     commitments: tuple[tuple[int, bytes], ...]
@@ -245,7 +279,7 @@ class UnmaskShare(Message):
 
 @dataclass(frozen=True, repr=False)
 class UnmaskShares(Message):
-    """Phase 5, site to server: one share for every member of U2, of the kind that U3 decides."""
+    """Phase 5, site to server: one share for itself and each neighbour in U2, of the kind that U3 decides."""
 
     sender: int
     shares: tuple[UnmaskShare, ...]
@@ -253,6 +287,19 @@ class UnmaskShares(Message):
     def __post_init__(self) -> None:
         _need_site(Step.UNMASK, self.sender)
         _need_items(self.sender, Step.UNMASK, self.shares, "shares")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PublishedSum(Message):
+    """The end, server to site: the sum over U3, and the hash of the round that everybody can compute."""
+
+    total: NDArray[Any]
+    survivors: tuple[int, ...]
+    transcript_hash: bytes
+
+    def __post_init__(self) -> None:
+        _need_items(None, Step.PUBLISH, self.survivors, "survivors")
+        _need_bytes(None, Step.PUBLISH, self.transcript_hash, DIGEST_BYTES, "the transcript hash")
 
 
 @dataclass(frozen=True, repr=False)

@@ -40,7 +40,7 @@ class Reconstruction:
     Args:
         context: the attempt.
         roster: the study's roster, for the indices of shares.
-        keys_hash: T1.
+        keys_hash: T1, or G on a sparse graph.
         mask_keys: every site's advertised mask key, which commits to the private half.
         commitments: commitment to the self mask seed of every site of U2.
         messages: what the sites released, by holder.
@@ -90,7 +90,7 @@ class Reconstruction:
         """Recover one secret and note whose shares were wrong."""
         try:
             secret, wrong = recover_verified(
-                self._shares[owner], self.context.threshold, opens, max_attempts=MAX_ATTEMPTS
+                self._shares.get(owner, {}), self.context.share_threshold, opens, max_attempts=MAX_ATTEMPTS
             )
         except ShareError as refused:
             raise AggregationAborted(

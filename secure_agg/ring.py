@@ -1,11 +1,13 @@
 """Real vectors as fixed-point integers modulo 2^b, and back: a sum is exact or the round is refused.
 
-Each site's integers lie in [-M, M] and the policy guarantees max_cohort * M < 2^(b-1), so the wrap-around of the
-unsigned type never reaches a sum of honest inputs, and a sum outside [-nM, nM] proves that some input was not one.
+Each site's integers lie in [-M, M] times its weight, and the policy guarantees max_cohort * W * M < 2^(b-1), so the
+wrap-around of the unsigned type never reaches a sum of honest inputs, and a sum outside its bound proves that some
+input was not one. Without weights W is 1 and nothing but the vector is sent.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,98 +17,176 @@ from secure_agg.errors import AggregationAborted, LocalProtocolError
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.transitions import Step
 
+BLOCK_VALUES = 16 * 1024  # values encoded at a time, so that every step finds them in the cache
 
-def encode(policy: SecureSumPolicy, values: NDArray[np.float64]) -> NDArray[Any]:
-    """Encode a real vector (d,) as ring elements (d,); see :func:`encode_with_count`."""
-    return encode_with_count(policy, values)[0]
+Reals = NDArray[np.floating[Any]]
 
 
-def encode_with_count(policy: SecureSumPolicy, values: NDArray[np.float64]) -> tuple[NDArray[Any], int]:
+@dataclass(frozen=True, eq=False)
+class DecodedSum:
+    """A sum as real numbers.
+
+    Args:
+        values: sum of the inputs, each times its weight (d,).
+        weight: sum of the weights; the number of inputs where the policy has no weights.
+    """
+
+    values: NDArray[np.float64]
+    weight: int
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The weighted mean of the inputs (d,)."""
+        return self.values / self.weight
+
+
+def encode(policy: SecureSumPolicy, values: Reals, *, weight: int | None = None) -> NDArray[Any]:
+    """Encode a real vector (d,) as ring elements; see :func:`encode_with_count`."""
+    return encode_with_count(policy, values, weight=weight)[0]
+
+
+def encode_with_count(policy: SecureSumPolicy, values: Reals, *, weight: int | None = None) -> tuple[NDArray[Any], int]:
     """Encode a real vector and count the values that had to be saturated.
 
     Args:
-        policy: ring, fraction bits and largest magnitude.
-        values: real vector (d,), finite.
+        policy: ring, fraction bits, largest magnitude and largest weight.
+        values: real vector (d,) of floating-point numbers, finite.
+        weight: 1 to the policy's max_weight; only where the policy has weights, and there it must be given.
 
     Returns:
-        Ring elements (d,), each round-half-even(v * 2^f) saturated to [-M, M] as two's complement; and how many were
-        saturated. The count is for the site's own log: it is data dependent and never sent.
+        Ring elements (policy.length,): each value as round-half-even(v * 2^f) saturated to [-M, M], times the weight,
+        in two's complement, and the weight behind them if there is one; and how many values were saturated. The count
+        is for the site's own log: it is data dependent and never sent.
 
     Raises:
-        LocalProtocolError: if the shape is not (d,) or a value is not finite.
+        LocalProtocolError: if type or shape is wrong, a value is not finite, or the weight is not one of the policy's.
     """
-    if values.shape != (policy.dimension,):
-        raise LocalProtocolError(f"a vector of shape {values.shape} where the policy says ({policy.dimension},)")
-    if not np.isfinite(values).all():
-        raise LocalProtocolError("the vector holds a value that is not a finite number")
+    _check_weight(policy, weight)
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != (policy.dimension,):
+        shown = f"{values.dtype}{values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise LocalProtocolError(
+            f"the vector to encode is {shown} where the policy says floating-point numbers of shape "
+            f"({policy.dimension},)",
+            remedy="hand in the update of the model that the policy describes, as one flat array",
+        )
+    encoded = np.empty(policy.length, dtype=policy.dtype)
+    signed = _signed(policy, encoded)
+    saturated = 0
+    for start in range(0, policy.dimension, BLOCK_VALUES):
+        block = values[start : start + BLOCK_VALUES]
+        saturated += _encode_block(policy, block, signed[start : start + block.size], weight or 1)
+    if weight is not None:
+        signed[-1] = weight
+    return encoded, saturated
+
+
+def _encode_block(policy: SecureSumPolicy, block: Reals, out: NDArray[Any], weight: int) -> int:
+    """Encode a few values into signed ring elements; return how many were saturated."""
     with np.errstate(over="ignore"):  # an overflow to infinity saturates like any other large value
-        scaled = np.ldexp(np.asarray(values, dtype=np.float64), policy.fraction_bits)
+        scaled = np.multiply(block, 2.0**policy.fraction_bits, dtype=np.float64)
+    lowest, highest = float(scaled.min()), float(scaled.max())
+    limit, saturated = float(policy.max_magnitude), 0
+    if not (-limit <= lowest and highest <= limit):  # also where one is not a number
+        if not np.isfinite(block).all():
+            raise LocalProtocolError(
+                "the vector to encode holds a value that is not a finite number",
+                remedy="replace non-finite gradients by zero and clamp to the value range before adding noise",
+            )
+        saturated = int(np.count_nonzero(np.abs(np.rint(scaled)) > limit))
+        np.clip(scaled, -limit, limit, out=scaled)
     np.rint(scaled, out=scaled)
-    limit = float(policy.max_magnitude)
     # Above 2^53 float(M) may lie beside M: the integer clip decides. It fits, as M < 2^62 for 3 sites or more.
-    saturated = int(np.count_nonzero(np.abs(scaled) > limit))
-    np.clip(scaled, -limit, limit, out=scaled)
-    signed = scaled.astype(np.int64)
+    integers = scaled.astype(np.int64) if limit != policy.max_magnitude or policy.ring_bits == 64 else scaled
     if limit != policy.max_magnitude:
-        np.clip(signed, -policy.max_magnitude, policy.max_magnitude, out=signed)
-    return signed.astype(policy.dtype), saturated
+        np.clip(integers, -policy.max_magnitude, policy.max_magnitude, out=integers)
+    np.multiply(integers, weight, out=out, casting="unsafe")
+    return saturated
+
+
+def _check_weight(policy: SecureSumPolicy, weight: int | None) -> None:
+    """Refuse a weight where there is none, and none where there is one."""
+    if policy.max_weight is None:
+        if weight is not None:
+            raise LocalProtocolError(
+                "a weight was given and the policy has none", remedy="leave it out, or sign a policy with max_weight"
+            )
+    elif weight is None or not 1 <= weight <= policy.max_weight:
+        raise LocalProtocolError(
+            f"the weight {weight} is not between 1 and {policy.max_weight}",
+            remedy="use the coarse size that the roster states for this site, cut to the policy's max_weight",
+        )
 
 
 def check_encoded(policy: SecureSumPolicy, vector: NDArray[Any]) -> None:
     """Check that a vector is one that :func:`encode` could have made; LocalProtocolError otherwise."""
-    if vector.dtype != policy.dtype or vector.shape != (policy.dimension,):
+    if not isinstance(vector, np.ndarray) or vector.dtype != policy.dtype or vector.shape != (policy.length,):
+        shown = f"{vector.dtype}{vector.shape}" if isinstance(vector, np.ndarray) else type(vector).__name__
         raise LocalProtocolError(
-            f"a vector {vector.dtype}{vector.shape} where the policy says {policy.dtype}({policy.dimension},)"
+            f"the encoded vector is {shown} where the policy says {policy.dtype}({policy.length},)",
+            remedy="encode it with secure_agg.ring.encode under the same policy",
         )
-    if _magnitude(policy, vector) > policy.max_magnitude:
-        raise LocalProtocolError("the vector holds a value above the policy's max_magnitude")
+    signed, weight = _signed(policy, vector), 1
+    if policy.max_weight is not None:
+        weight, signed = int(signed[-1]), signed[:-1]
+        _check_weight(policy, weight)
+    if _magnitude(signed) > weight * policy.max_magnitude:
+        raise LocalProtocolError(
+            "the encoded vector holds a value above the policy's max_magnitude",
+            remedy="encode it with secure_agg.ring.encode, which saturates",
+        )
 
 
 def check_sum(policy: SecureSumPolicy, total: NDArray[Any], n: int) -> None:
     """Check that a total can be the sum of n honest inputs.
 
     Args:
-        policy: ring and largest magnitude.
-        total: ring elements (d,).
+        policy: ring, largest magnitude and largest weight.
+        total: ring elements (policy.length,).
         n: number of inputs in it.
 
     Raises:
-        AggregationAborted: if the shape or type is wrong or a coordinate lies outside [-nM, nM].
+        AggregationAborted: if type or shape is wrong or a coordinate lies outside what n inputs can make.
     """
-    if total.dtype != policy.dtype or total.shape != (policy.dimension,):
+    if total.dtype != policy.dtype or total.shape != (policy.length,):
         raise AggregationAborted(Step.PUBLISH, "the sum has the wrong type or length")
     if not 1 <= n <= policy.max_cohort:
         raise AggregationAborted(Step.PUBLISH, f"a sum of {n} inputs is not possible under this policy")
-    if _magnitude(policy, total) > n * policy.max_magnitude:
+    signed, weight = _signed(policy, total), n
+    if policy.max_weight is not None:
+        weight, signed = int(signed[-1]), signed[:-1]
+        if not n <= weight <= n * policy.max_weight:
+            raise AggregationAborted(Step.PUBLISH, "the sum of the weights is not one that its inputs can make")
+    if _magnitude(signed) > weight * policy.max_magnitude:
         raise AggregationAborted(
             Step.PUBLISH, "the sum is larger than its inputs can make it: an input was out of range"
         )
 
 
-def decode_sum(policy: SecureSumPolicy, total: NDArray[Any], n: int) -> NDArray[np.float64]:
+def decode_sum(policy: SecureSumPolicy, total: NDArray[Any], n: int) -> DecodedSum:
     """Decode a sum of n inputs.
 
     Args:
-        policy: ring, fraction bits and largest magnitude.
-        total: ring elements (d,).
+        policy: ring, fraction bits, largest magnitude and largest weight.
+        total: ring elements (policy.length,).
         n: number of inputs in it (the survivors).
 
     Returns:
-        The real sum (d,); exact wherever the integer sum is below 2^53.
+        The real sum and its weight; exact wherever the integer sum is below 2^53.
 
     Raises:
         AggregationAborted: if the total cannot be a sum of n honest inputs.
     """
     check_sum(policy, total, n)
-    return np.ldexp(_signed(policy, total).astype(np.float64), -policy.fraction_bits)
+    signed = _signed(policy, total)
+    weight = n if policy.max_weight is None else int(signed[-1])
+    return DecodedSum(signed[: policy.dimension] * 2.0**-policy.fraction_bits, weight)
 
 
 def _signed(policy: SecureSumPolicy, vector: NDArray[Any]) -> NDArray[Any]:
-    """Read ring elements as two's complement."""
+    """View ring elements as two's complement."""
     return np.ascontiguousarray(vector).view(np.dtype(f"i{policy.ring_bits // 8}"))
 
 
-def _magnitude(policy: SecureSumPolicy, vector: NDArray[Any]) -> int:
+def _magnitude(signed: NDArray[Any]) -> int:
     """Return the largest magnitude as a Python integer, so that the most negative value does not wrap."""
-    signed = _signed(policy, vector)
     return max(int(signed.max()), -int(signed.min()))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,18 @@ from secure_agg.errors import (
     RemoteProtocolError,
     SignatureError,
 )
+from secure_agg.graph import MAX_WITHHELD_NONCES, Graph
 from secure_agg.keys import AgreementKey, verify
-from secure_agg.masks import MaskStream, add_mask
+from secure_agg.masks import Masker, MaskJob, add_masks
 from secure_agg.messages import (
     Abort,
     AdvertiseKeys,
     Confirmations,
+    GraphNonce,
     InputDigest,
     MaskedInput,
     PeerKeys,
+    PeerNonces,
     PeerShare,
     PeerShares,
     ShareKeys,
@@ -43,6 +45,7 @@ from secure_agg.messages import (
 )
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.reconstruction import Complaint, Reconstruction
+from secure_agg.result import AggregationResult
 from secure_agg.ring import check_sum
 from secure_agg.roster import Roster
 from secure_agg.sharing import pair_mask_seed, self_mask_seed
@@ -50,17 +53,21 @@ from secure_agg.transcript import (
     Statement,
     abort_statement,
     advertise_statement,
+    graph_transcript,
     input_statement,
     keys_transcript,
+    nonce_commitment,
     round_transcript,
     share_statement,
     shares_transcript,
     survivors_statement,
 )
-from secure_agg.transitions import ServerEvent, ServerState, Step, next_server_state
+from secure_agg.transitions import ServerEvent, ServerState, Step, next_state
 
 _STEP_OF = {
     ServerState.ADVERTISE_KEYS: Step.ADVERTISE_KEYS,
+    ServerState.ADVERTISE_KEYS_SPARSE: Step.ADVERTISE_KEYS,
+    ServerState.REVEAL_NONCES: Step.REVEAL_NONCES,
     ServerState.SHARE_KEYS: Step.SHARE_KEYS,
     ServerState.MASKED_INPUT: Step.MASKED_INPUT,
     ServerState.CONFIRM_SURVIVORS: Step.CONFIRM_SURVIVORS,
@@ -68,37 +75,14 @@ _STEP_OF = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class AggregationResult:
-    """A finished round.
-
-    Args:
-        total: the sum of the survivors' inputs, ring elements (d,).
-        survivors: the sites whose inputs are in it (U3), ascending.
-        dropped: the invited sites whose inputs are not, ascending.
-        inputs: the survivors' signed digests, for the audit log.
-        confirmations: the signatures over the survivor set, for the audit log.
-        complaints: shares that did not fit their owner's commitment.
-        transcript_hash: hash of the round for the audit log (32 bytes).
-    """
-
-    total: NDArray[Any]
-    survivors: tuple[int, ...]
-    dropped: tuple[int, ...]
-    inputs: tuple[InputDigest, ...]
-    confirmations: tuple[SurvivorConfirmation, ...]
-    complaints: tuple[Complaint, ...]
-    transcript_hash: bytes
-
-
 class ServerSession:
-    """The protocol of the server (Bonawitz et al. 2017, figure 4, server side).
+    """The protocol of the server (Bonawitz et al. 2017, figure 4, server side; sparse graphs after Bell et al. 2020).
 
     Args:
         policy: the secure-sum policy of the study.
         roster: the study's roster.
         context: the context that was announced.
-        mask_stream: the mask generator; replaced in tests only.
+        masker: the mask generator; replaced in tests only.
 
     Raises:
         RemoteProtocolError: if the context is not one that policy and roster allow: every site would refuse it.
@@ -110,23 +94,28 @@ class ServerSession:
         policy: SecureSumPolicy,
         roster: Roster,
         context: RoundContext,
-        mask_stream: MaskStream = add_mask,
+        masker: Masker = add_masks,
     ) -> None:
         check_agreement(context, policy, roster)
         self._policy = policy
         self._roster = roster
         self._context = context
-        self._mask_stream = mask_stream
+        self._masker = masker
+        self._graph_parameters = policy.graph(len(context.cohort))
         self._floor = policy.survivor_floor(len(context.cohort))
-        self._state = ServerState.ADVERTISE_KEYS
+        sparse = self._graph_parameters.sparse
+        self._state = ServerState.ADVERTISE_KEYS_SPARSE if sparse else ServerState.ADVERTISE_KEYS
         self._members: set[int] = set(context.cohort)  # who may send in this phase
         self._gone: dict[int, Abort] = {}
         self._adverts: dict[int, AdvertiseKeys] = {}  # U1
+        self._nonces: dict[int, GraphNonce] = {}
+        self._graph: Graph | None = None
         self._shares: dict[int, ShareKeys] = {}  # U2
         self._inputs: dict[int, InputDigest] = {}  # U3
         self._confirmations: dict[int, SurvivorConfirmation] = {}  # U4
         self._unmask: dict[int, UnmaskShares] = {}
-        self._keys_hash = b""  # T1
+        self._public_keys: set[bytes] = set()
+        self._keys_hash = b""  # T1; G once there is a sparse graph
         self._shares_hash = b""  # T2
         self._confirmed: Statement = ("", ())
         self._total: NDArray[Any] = np.zeros(0, dtype=policy.dtype)
@@ -141,6 +130,8 @@ class ServerSession:
         """Sites that may still send in this phase and have not, ascending; sites that aborted are not waited for."""
         arrived: dict[ServerState, dict[int, Any]] = {
             ServerState.ADVERTISE_KEYS: self._adverts,
+            ServerState.ADVERTISE_KEYS_SPARSE: self._adverts,
+            ServerState.REVEAL_NONCES: self._nonces,
             ServerState.SHARE_KEYS: self._shares,
             ServerState.MASKED_INPUT: self._inputs,
             ServerState.CONFIRM_SURVIVORS: self._confirmations,
@@ -161,28 +152,56 @@ class ServerSession:
     def receive_advertise_keys(self, message: AdvertiseKeys) -> None:
         """Take a site's keys; RemoteProtocolError names the site if a check fails."""
         self._check_sender(message.sender, ServerEvent.RECEIVE_ADVERTISE_KEYS, Step.ADVERTISE_KEYS, self._adverts)
-        keys = (message.encryption_key, message.mask_key, message.ledger_head)
-        statement = advertise_statement(self._context, message.sender, *keys)
+        statement = advertise_statement(self._context, message.sender, message.content)
         self._verify(message.sender, message.signature, statement, Step.ADVERTISE_KEYS)
-        known = {key for advert in self._adverts.values() for key in (advert.encryption_key, advert.mask_key)}
-        if message.encryption_key == message.mask_key or known & {message.encryption_key, message.mask_key}:
+        if bool(message.nonce_commitment) != self._graph_parameters.sparse:
+            raise RemoteProtocolError(
+                message.sender, Step.ADVERTISE_KEYS, "a nonce commitment is not what the graph asks for"
+            )
+        public = {message.encryption_key, message.mask_key}
+        if len(public) < 2 or public & self._public_keys:
             raise RemoteProtocolError(message.sender, Step.ADVERTISE_KEYS, "a public key occurs twice")
         self._refuse_low_order(message)
+        self._public_keys |= public
         self._adverts[message.sender] = message
 
     def close_advertise_keys(self) -> PeerKeys:
         """End phase 1 and return what every site of U1 is to be sent; AggregationAborted below the floor."""
-        with self._closing(ServerEvent.CLOSE_ADVERTISE_KEYS, len(self._adverts), self._floor):
+        floor = self._graph_parameters.key_floor
+        with self._closing(ServerEvent.CLOSE_ADVERTISE_KEYS, len(self._adverts), floor):
             self._members = set(self._adverts)
             self._keys_hash = keys_transcript(self._context, self._adverts.values())
+            if not self._graph_parameters.sparse:
+                self._graph = Graph(self._graph_parameters, self._adverts, self._keys_hash)
         return PeerKeys(tuple(self._adverts[site_id] for site_id in sorted(self._adverts)))
+
+    def receive_nonce(self, message: GraphNonce) -> None:
+        """Sparse graph: take a site's nonce; RemoteProtocolError names the site if it does not open its commitment."""
+        self._check_sender(message.sender, ServerEvent.RECEIVE_NONCE, Step.REVEAL_NONCES, self._nonces)
+        commitment = nonce_commitment(self._context, message.sender, message.nonce)
+        if commitment != self._adverts[message.sender].nonce_commitment:
+            raise RemoteProtocolError(message.sender, Step.REVEAL_NONCES, "the nonce does not open its commitment")
+        self._nonces[message.sender] = message
+
+    def close_nonces(self) -> PeerNonces:
+        """Sparse graph: end phase 1b, draw the graph and return the nonces; AggregationAborted if too many are missing.
+
+        Whoever has not revealed its nonce is out of the attempt.
+        """
+        floor = max(self._graph_parameters.key_floor, len(self._adverts) - MAX_WITHHELD_NONCES)
+        with self._closing(ServerEvent.CLOSE_NONCES, len(self._nonces), floor):
+            self._members = set(self._nonces)
+            nonces = tuple(self._nonces[site_id] for site_id in sorted(self._nonces))
+            self._keys_hash = graph_transcript(self._keys_hash, nonces)
+            self._graph = Graph(self._graph_parameters, self._nonces, self._keys_hash)
+        return PeerNonces(nonces)
 
     def receive_share_keys(self, message: ShareKeys) -> None:
         """Take a site's commitment and sealed shares; RemoteProtocolError names the site if a check fails."""
         self._check_sender(message.sender, ServerEvent.RECEIVE_SHARE_KEYS, Step.SHARE_KEYS, self._shares)
         recipients = sorted(share.recipient for share in message.shares)
-        if recipients != sorted(set(self._adverts) - {message.sender}):
-            raise RemoteProtocolError(message.sender, Step.SHARE_KEYS, "the shares are not one for each other site")
+        if recipients != sorted(self._neighbours(message.sender)):
+            raise RemoteProtocolError(message.sender, Step.SHARE_KEYS, "the shares are not one for each neighbour")
         for share in message.shares:
             statement = share_statement(
                 self._keys_hash, message.sender, share.recipient, message.commitment, share.ciphertext
@@ -196,7 +215,7 @@ class ServerSession:
             self._members = set(self._shares)
             commitments = {site_id: message.commitment for site_id, message in self._shares.items()}
             self._shares_hash = shares_transcript(self._keys_hash, commitments)
-            self._total = np.zeros(self._policy.dimension, dtype=self._policy.dtype)
+            self._total = np.zeros(self._policy.length, dtype=self._policy.dtype)
         inboxes: dict[int, list[PeerShare]] = {site_id: [] for site_id in sorted(self._shares)}
         for sender in sorted(self._shares):
             for share in self._shares[sender].shares:
@@ -214,7 +233,7 @@ class ServerSession:
         """
         self._check_sender(message.sender, ServerEvent.RECEIVE_MASKED_INPUT, Step.MASKED_INPUT, self._inputs)
         vector = message.vector
-        if vector.dtype != self._policy.dtype or vector.shape != (self._policy.dimension,):
+        if vector.dtype != self._policy.dtype or vector.shape != (self._policy.length,):
             raise RemoteProtocolError(message.sender, Step.MASKED_INPUT, "the vector has the wrong type or length")
         if vector_digest(vector) != message.digest:
             raise RemoteProtocolError(message.sender, Step.MASKED_INPUT, "the vector is not the one that was hashed")
@@ -248,11 +267,10 @@ class ServerSession:
         """Take a site's shares; RemoteProtocolError names the site if they are not one of the right kind for each."""
         self._check_sender(message.sender, ServerEvent.RECEIVE_UNMASK_SHARES, Step.UNMASK, self._unmask)
         kinds = sorted((share.owner, share.kind) for share in message.shares)
-        wanted = sorted(
-            (owner, ShareKind.SELF_MASK if owner in self._inputs else ShareKind.MASK_KEY) for owner in self._shares
-        )
+        owners = sorted({message.sender, *self._neighbours(message.sender)} & set(self._shares))
+        wanted = [(owner, ShareKind.SELF_MASK if owner in self._inputs else ShareKind.MASK_KEY) for owner in owners]
         if kinds != wanted:
-            raise RemoteProtocolError(message.sender, Step.UNMASK, "not one share of the right kind for each site")
+            raise RemoteProtocolError(message.sender, Step.UNMASK, "not one share of the right kind for each site held")
         Reconstruction.check_shares(message)
         self._unmask[message.sender] = message
 
@@ -296,10 +314,16 @@ class ServerSession:
         self._verify(message.sender, message.signature, statement, Step(message.step))
         self._gone[message.sender] = message
 
+    def _neighbours(self, site_id: int) -> frozenset[int]:
+        """The sites paired with one in the graph, which the phases before this one have drawn."""
+        if self._graph is None:
+            raise LocalProtocolError("the graph is not drawn yet", remedy="close the phase of the nonces first")
+        return self._graph.neighbours(site_id)
+
     def _check_sender(self, sender: int, event: ServerEvent, step: Step, arrived: dict[int, Any]) -> None:
         """Refuse a message that is out of phase, from somebody who has no part in the phase, or a second one."""
         try:
-            next_server_state(self._state, event)
+            next_state(self._state, event)
         except LocalProtocolError:
             raise RemoteProtocolError(sender, step, "the message is not of the phase that is open") from None
         if sender in arrived:
@@ -328,7 +352,7 @@ class ServerSession:
     @contextmanager
     def _closing(self, event: ServerEvent, count: int, floor: int) -> Iterator[None]:
         """Run one phase's end: aborted below the floor or if its work fails, in the next phase otherwise."""
-        target = next_server_state(self._state, event)
+        target = next_state(self._state, event)
         if count < floor:
             step = _STEP_OF[self._state]
             self._state = ServerState.ABORTED
@@ -350,14 +374,16 @@ class ServerSession:
             commitments={site_id: message.commitment for site_id, message in self._shares.items()},
             messages=self._unmask,
         )
+        self._masker(self._total, self._leftover_masks(reconstruction), cipher=self._policy.mask_cipher)
+        return tuple(reconstruction.complaints)
+
+    def _leftover_masks(self, reconstruction: Reconstruction) -> Iterator[MaskJob]:
+        """Yield every mask that is still in the sum, as what takes it out."""
         for owner in sorted(self._inputs):
-            self_mask = reconstruction.self_mask(owner)
-            self._mask_stream(self._total, self_mask_seed(self_mask, self._shares_hash, owner), subtract=True)
+            yield self_mask_seed(reconstruction.self_mask(owner), self._shares_hash, owner), True
         for dropped in sorted(set(self._shares) - set(self._inputs)):
             mask_key = reconstruction.mask_key(dropped)
-            for survivor in sorted(self._inputs):
+            for survivor in sorted(self._neighbours(dropped) & set(self._inputs)):
                 secret = mask_key.exchange(self._adverts[survivor].mask_key)
-                seed = pair_mask_seed(secret, self._shares_hash, dropped, survivor)
                 # The survivor added this mask if the dropped site's id is below its own, and subtracted it otherwise.
-                self._mask_stream(self._total, seed, subtract=dropped < survivor)
-        return tuple(reconstruction.complaints)
+                yield pair_mask_seed(secret, self._shares_hash, dropped, survivor), dropped < survivor

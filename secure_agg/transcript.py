@@ -14,24 +14,35 @@ from numpy.typing import NDArray
 
 from secure_agg.context import RoundContext
 from secure_agg.encoding import digest, u32, u32_list, vector_digest
-from secure_agg.messages import AdvertiseKeys, InputDigest, SurvivorConfirmation
+from secure_agg.messages import AdvertiseKeys, GraphNonce, InputDigest, SurvivorConfirmation
 
 Statement = tuple[str, tuple[bytes, ...]]
 
 
-def advertise_statement(
-    context: RoundContext, sender: int, encryption_key: bytes, mask_key: bytes, ledger_head: bytes
-) -> Statement:
-    """What a site signs about its keys: they are for this context and no other."""
-    return "fedmvp/advertise/v1", (context.hash, u32(sender), encryption_key, mask_key, ledger_head)
+def advertise_statement(context: RoundContext, sender: int, content: Sequence[bytes]) -> Statement:
+    """What a site signs about its keys, ``AdvertiseKeys.content``: they are for this context and no other."""
+    return "fedmvp/advertise/v1", (context.hash, u32(sender), *content)
+
+
+def nonce_commitment(context: RoundContext, owner: int, nonce: bytes) -> bytes:
+    """Commit to a site's part in the seed of a sparse graph (32 random bytes, which also hide it)."""
+    return digest("fedmvp/nonce-commitment/v1", context.hash, u32(owner), nonce)
 
 
 def keys_transcript(context: RoundContext, adverts: Iterable[AdvertiseKeys]) -> bytes:
     """T1: the context and every key of U1, ascending by site (32 bytes)."""
     fields = [context.hash]
     for advert in sorted(adverts, key=lambda advert: advert.sender):
-        fields += [u32(advert.sender), advert.encryption_key, advert.mask_key, advert.ledger_head]
+        fields += [u32(advert.sender), *advert.content]
     return digest("fedmvp/keys-transcript/v1", *fields)
+
+
+def graph_transcript(keys_hash: bytes, nonces: Iterable[GraphNonce]) -> bytes:
+    """G: T1, the sites in a sparse graph and their nonces; the graph's seed, and T1's place in all that follows."""
+    fields = [keys_hash]
+    for item in sorted(nonces, key=lambda item: item.sender):
+        fields += [u32(item.sender), item.nonce]
+    return digest("fedmvp/graph-transcript/v1", *fields)
 
 
 def self_mask_commitment(keys_hash: bytes, owner: int, self_mask: bytes) -> bytes:

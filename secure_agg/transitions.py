@@ -1,11 +1,13 @@
-"""Which call is legal in which state: one literal table for each side.
+"""Which call is legal in which state: one literal table, for both sides.
 
-Whatever is not in a table is illegal. The sessions look their next state up here and hold no other idea of order.
+Whatever is not in it is illegal. The sessions look their next state up here and hold no other idea of order, and the
+diagram of docs/secure-aggregation.md is drawn from it.
 """
 
 from __future__ import annotations
 
 from enum import Enum, StrEnum
+from typing import TypeVar, cast
 
 from secure_agg.errors import LocalProtocolError
 
@@ -15,6 +17,7 @@ class Step(StrEnum):
 
     ANNOUNCE = "announce"
     ADVERTISE_KEYS = "advertise_keys"
+    REVEAL_NONCES = "reveal_nonces"
     SHARE_KEYS = "share_keys"
     MASKED_INPUT = "masked_input"
     CONFIRM_SURVIVORS = "confirm_survivors"
@@ -23,10 +26,13 @@ class Step(StrEnum):
 
 
 class ClientState(Enum):
-    """Where a client session stands."""
+    """Where a client session stands. The first two differ in the graph of the attempt."""
 
-    START = "start"
+    START = "start, complete graph"
+    START_SPARSE = "start, sparse graph"
     KEYS_ADVERTISED = "keys advertised"
+    KEYS_COMMITTED = "keys and nonce committed"
+    NONCE_REVEALED = "nonce revealed"
     KEYS_SHARED = "keys shared"
     READY = "ready to mask"
     INPUT_SENT = "input sent"
@@ -41,6 +47,8 @@ class ClientEvent(Enum):
 
     ADVERTISE_KEYS = "advertise_keys"
     PEER_KEYS = "receive_peer_keys"
+    REVEAL_NONCE = "reveal_nonce"
+    PEER_NONCES = "receive_peer_nonces"
     PEER_SHARES = "receive_peer_shares"
     MASKED_INPUT = "masked_input"
     SURVIVORS = "receive_survivors"
@@ -50,9 +58,11 @@ class ClientEvent(Enum):
 
 
 class ServerState(Enum):
-    """Which messages a server session is collecting."""
+    """Which messages a server session is collecting. The first two differ in the graph of the attempt."""
 
-    ADVERTISE_KEYS = "collecting keys"
+    ADVERTISE_KEYS = "collecting keys, complete graph"
+    ADVERTISE_KEYS_SPARSE = "collecting keys, sparse graph"
+    REVEAL_NONCES = "collecting nonces"
     SHARE_KEYS = "collecting shares"
     MASKED_INPUT = "collecting inputs"
     CONFIRM_SURVIVORS = "collecting confirmations"
@@ -66,6 +76,8 @@ class ServerEvent(Enum):
 
     RECEIVE_ADVERTISE_KEYS = "receive_advertise_keys"
     CLOSE_ADVERTISE_KEYS = "close_advertise_keys"
+    RECEIVE_NONCE = "receive_nonce"
+    CLOSE_NONCES = "close_nonces"
     RECEIVE_SHARE_KEYS = "receive_share_keys"
     CLOSE_SHARE_KEYS = "close_share_keys"
     RECEIVE_MASKED_INPUT = "receive_masked_input"
@@ -76,27 +88,38 @@ class ServerEvent(Enum):
     CLOSE_UNMASK = "close_unmask"
 
 
-CLIENT_TRANSITIONS: dict[tuple[ClientState, ClientEvent], ClientState] = {
+State = TypeVar("State", ClientState, ServerState)
+
+TRANSITIONS: dict[tuple[Enum, Enum], Enum] = {
+    # a site
     (ClientState.START, ClientEvent.ADVERTISE_KEYS): ClientState.KEYS_ADVERTISED,
+    (ClientState.START_SPARSE, ClientEvent.ADVERTISE_KEYS): ClientState.KEYS_COMMITTED,
     (ClientState.KEYS_ADVERTISED, ClientEvent.PEER_KEYS): ClientState.KEYS_SHARED,
+    (ClientState.KEYS_COMMITTED, ClientEvent.REVEAL_NONCE): ClientState.NONCE_REVEALED,
+    (ClientState.NONCE_REVEALED, ClientEvent.PEER_NONCES): ClientState.KEYS_SHARED,
     (ClientState.KEYS_SHARED, ClientEvent.PEER_SHARES): ClientState.READY,
     (ClientState.READY, ClientEvent.MASKED_INPUT): ClientState.INPUT_SENT,
     (ClientState.INPUT_SENT, ClientEvent.SURVIVORS): ClientState.CONFIRMED,
     (ClientState.CONFIRMED, ClientEvent.CONFIRMATIONS): ClientState.REVEALED,
     (ClientState.REVEALED, ClientEvent.RESULT): ClientState.DONE,
     (ClientState.START, ClientEvent.ABORT): ClientState.DEAD,
+    (ClientState.START_SPARSE, ClientEvent.ABORT): ClientState.DEAD,
     (ClientState.KEYS_ADVERTISED, ClientEvent.ABORT): ClientState.DEAD,
+    (ClientState.KEYS_COMMITTED, ClientEvent.ABORT): ClientState.DEAD,
+    (ClientState.NONCE_REVEALED, ClientEvent.ABORT): ClientState.DEAD,
     (ClientState.KEYS_SHARED, ClientEvent.ABORT): ClientState.DEAD,
     (ClientState.READY, ClientEvent.ABORT): ClientState.DEAD,
     (ClientState.INPUT_SENT, ClientEvent.ABORT): ClientState.DEAD,
     (ClientState.CONFIRMED, ClientEvent.ABORT): ClientState.DEAD,
     (ClientState.REVEALED, ClientEvent.ABORT): ClientState.DEAD,
     (ClientState.DEAD, ClientEvent.ABORT): ClientState.DEAD,  # the complaint after a failed check
-}
-
-SERVER_TRANSITIONS: dict[tuple[ServerState, ServerEvent], ServerState] = {
+    # the server
     (ServerState.ADVERTISE_KEYS, ServerEvent.RECEIVE_ADVERTISE_KEYS): ServerState.ADVERTISE_KEYS,
     (ServerState.ADVERTISE_KEYS, ServerEvent.CLOSE_ADVERTISE_KEYS): ServerState.SHARE_KEYS,
+    (ServerState.ADVERTISE_KEYS_SPARSE, ServerEvent.RECEIVE_ADVERTISE_KEYS): ServerState.ADVERTISE_KEYS_SPARSE,
+    (ServerState.ADVERTISE_KEYS_SPARSE, ServerEvent.CLOSE_ADVERTISE_KEYS): ServerState.REVEAL_NONCES,
+    (ServerState.REVEAL_NONCES, ServerEvent.RECEIVE_NONCE): ServerState.REVEAL_NONCES,
+    (ServerState.REVEAL_NONCES, ServerEvent.CLOSE_NONCES): ServerState.SHARE_KEYS,
     (ServerState.SHARE_KEYS, ServerEvent.RECEIVE_SHARE_KEYS): ServerState.SHARE_KEYS,
     (ServerState.SHARE_KEYS, ServerEvent.CLOSE_SHARE_KEYS): ServerState.MASKED_INPUT,
     (ServerState.MASKED_INPUT, ServerEvent.RECEIVE_MASKED_INPUT): ServerState.MASKED_INPUT,
@@ -108,17 +131,12 @@ SERVER_TRANSITIONS: dict[tuple[ServerState, ServerEvent], ServerState] = {
 }
 
 
-def next_client_state(state: ClientState, event: ClientEvent) -> ClientState:
-    """Look up a client's next state; LocalProtocolError if the event is illegal there."""
-    try:
-        return CLIENT_TRANSITIONS[state, event]
-    except KeyError:
-        raise LocalProtocolError(f"{event.value} is not possible while the session is {state.value}") from None
-
-
-def next_server_state(state: ServerState, event: ServerEvent) -> ServerState:
-    """Look up a server's next state; LocalProtocolError if the event is illegal there."""
-    try:
-        return SERVER_TRANSITIONS[state, event]
-    except KeyError:
-        raise LocalProtocolError(f"{event.value} is not possible while the session is {state.value}") from None
+def next_state(state: State, event: ClientEvent | ServerEvent) -> State:
+    """Look up the next state of a side; LocalProtocolError if the event is illegal there."""
+    following = TRANSITIONS.get((state, event))
+    if following is None:
+        raise LocalProtocolError(
+            f"{event.value} is not possible while the session is {state.value}",
+            remedy="keep to the order of the phases",
+        )
+    return cast(State, following)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -13,22 +13,40 @@ from numpy.typing import NDArray
 
 from secure_agg.client import ClientSession
 from secure_agg.context import RoundContext
+from secure_agg.errors import LocalProtocolError
 from secure_agg.keys import SigningKey
-from secure_agg.masks import MaskStream, add_mask
+from secure_agg.masks import Masker, add_masks
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.roster import Roster, RosterEntry
 from secure_agg.server import AggregationResult, ServerSession
 
 
 class Phase(IntEnum):
-    """The phase before whose message a site falls silent; NEVER means it stays to the end."""
+    """The phase before whose message a site falls silent; NEVER means it stays to the end.
+
+    NONCE exists on a sparse graph only.
+    """
 
     KEYS = 1
-    SHARES = 2
-    INPUT = 3
-    CONFIRMATION = 4
-    UNMASK = 5
-    NEVER = 6
+    NONCE = 2
+    SHARES = 3
+    INPUT = 4
+    CONFIRMATION = 5
+    UNMASK = 6
+    NEVER = 7
+
+
+class Releases:
+    """A register of released rounds in memory."""
+
+    def __init__(self) -> None:
+        self.marked: list[tuple[str, int]] = []
+
+    def mark(self, run_id: str, round_number: int) -> None:
+        """Mark a round; refuse a second time."""
+        if (run_id, round_number) in self.marked:
+            raise LocalProtocolError("released before")
+        self.marked.append((run_id, round_number))
 
 
 def signing_key(site_id: int) -> SigningKey:
@@ -63,22 +81,18 @@ def make_policy(
 
 
 def make_context(policy: SecureSumPolicy, roster: Roster, **changed: Any) -> RoundContext:
-    """The context an honest server announces for everybody active on the roster."""
-    cohort = changed.pop("cohort", roster.active_ids)
-    values: dict[str, Any] = {
-        "run_id": "test-run",
-        "round": 7,
-        "attempt": 2,
-        "policy_hash": hashlib.sha256(b"policy").digest(),
-        "roster_hash": roster.hash,
-        "model_hash": hashlib.sha256(b"model").digest(),
-        "cohort": cohort,
-        "threshold": (len(cohort) + policy.colluders) // 2 + 1,
-        "colluders": policy.colluders,
-        "ring_bits": policy.ring_bits,
-        "dimension": policy.dimension,
-    }
-    return RoundContext(**(values | changed))
+    """The context an honest server announces for everybody active on the roster, with anything about it changed."""
+    context = RoundContext.under(
+        policy,
+        roster,
+        run_id="test-run",
+        round=7,
+        attempt=2,
+        policy_hash=hashlib.sha256(b"policy").digest(),
+        model_hash=hashlib.sha256(b"model").digest(),
+        cohort=changed.pop("cohort", roster.active_ids),
+    )
+    return replace(context, **changed)
 
 
 def counter_randomness(label: str) -> Callable[[int], bytes]:
@@ -107,10 +121,12 @@ class Federation:
     ring_bits: int = 32
     min_cohort: int = 3
     seeded: bool = False
-    client_stream: Callable[[int], MaskStream] = lambda _site: add_mask
-    server_stream: MaskStream = add_mask
+    policy_changes: dict[str, Any] = field(default_factory=dict)
+    client_masker: Callable[[int], Masker] = lambda _site: add_masks
+    server_masker: Masker = add_masks
     inputs: dict[int, NDArray[Any]] = field(default_factory=dict)
     records: dict[str, dict[int, Any]] = field(default_factory=dict)
+    releases: dict[int, Releases] = field(default_factory=dict)
     context_changes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,16 +137,17 @@ class Federation:
             colluders=self.colluders,
             ring_bits=self.ring_bits,
             min_cohort=self.min_cohort,
+            **self.policy_changes,
         )
         self.context = make_context(self.policy, self.roster, **self.context_changes)
         self.server = ServerSession(
-            policy=self.policy, roster=self.roster, context=self.context, mask_stream=self.server_stream
+            policy=self.policy, roster=self.roster, context=self.context, masker=self.server_masker
         )
         self.clients = {site_id: self.client(site_id) for site_id in self.context.cohort}
         for position, site_id in enumerate(self.context.cohort):
             # 2^i at site i, as far as the ring reaches: any input that is lost or counted twice shows in the sum.
             value = 2**position if position <= 10 else position
-            self.inputs.setdefault(site_id, np.full(self.dimension, value, dtype=self.policy.dtype))
+            self.inputs.setdefault(site_id, np.full(self.policy.length, value, dtype=self.policy.dtype))
 
     def client(self, site_id: int, **changed: Any) -> ClientSession:
         """A session of one site, with anything about it changed."""
@@ -141,7 +158,7 @@ class Federation:
             "signing_key": signing_key(site_id),
             "context": self.context,
             "ledger_head": hashlib.sha256(b"ledger %d" % site_id).digest(),
-            "mask_stream": self.client_stream(site_id),
+            "masker": self.client_masker(site_id),
         }
         if self.seeded:
             arguments["randomness"] = counter_randomness(f"site {site_id}")
@@ -151,6 +168,8 @@ class Federation:
         """Run a whole round in which each site falls silent before the phase given."""
         drops = drops or {}
         self.keys(drops)
+        if self.context.graph == "harary":
+            self.nonces(drops)
         self.shares(drops)
         self.masked(drops)
         self.confirm(drops)
@@ -163,18 +182,32 @@ class Federation:
             self.server.receive_advertise_keys(message)
         self.peer_keys = self.server.close_advertise_keys()
 
+    def nonces(self, drops: Mapping[int, Phase] | None = None) -> None:
+        """Phase 1b on a sparse graph: collect nonces."""
+        for site_id in self._alive(drops, Phase.NONCE, self.server.expected):
+            self._note("nonce", site_id, message := self.clients[site_id].reveal_nonce(self.peer_keys))
+            self.server.receive_nonce(message)
+        self.peer_nonces = self.server.close_nonces()
+
     def shares(self, drops: Mapping[int, Phase] | None = None) -> None:
         """Phase 2: collect sealed shares."""
         for site_id in self._alive(drops, Phase.SHARES, self.server.expected):
-            self._note("shares", site_id, message := self.clients[site_id].receive_peer_keys(self.peer_keys))
+            client = self.clients[site_id]
+            if self.context.graph == "harary":
+                message = client.receive_peer_nonces(self.peer_nonces)
+            else:
+                message = client.receive_peer_keys(self.peer_keys)
+            self._note("shares", site_id, message)
             self.server.receive_share_keys(message)
         self.peer_shares = self.server.close_share_keys()
 
     def masked(self, drops: Mapping[int, Phase] | None = None) -> None:
         """Phase 3: collect masked inputs."""
         for site_id in self._alive(drops, Phase.INPUT, self.server.expected):
-            self.clients[site_id].receive_peer_shares(self.peer_shares[site_id])
-            self._note("input", site_id, message := self.clients[site_id].masked_input(self.inputs[site_id]))
+            client = self.clients[site_id]
+            client.receive_peer_shares(self.peer_shares[site_id])
+            message = client.masked_input(self.inputs[site_id], self.releases.setdefault(site_id, Releases()))
+            self._note("input", site_id, message)
             self.server.receive_masked_input(message)
         self.survivors = self.server.close_masked_inputs()
 
@@ -190,7 +223,8 @@ class Federation:
         for site_id in self._alive(drops, Phase.UNMASK, self.server.expected):
             self._note("unmask", site_id, message := self.clients[site_id].receive_confirmations(self.confirmations))
             self.server.receive_unmask_shares(message)
-        return self.server.close_unmask()
+        self.result = self.server.close_unmask()
+        return self.result
 
     def sum_of(self, sites: tuple[int, ...]) -> NDArray[Any]:
         """The exact sum of some sites' inputs, by Python integers."""

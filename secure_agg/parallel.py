@@ -1,0 +1,47 @@
+"""Threads for work that releases the interpreter's lock: independent slices of one vector, joined before returning.
+
+The sessions know nothing of it. Whether a call is split never changes its result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+MIN_BYTES_PER_THREAD = 4 * 2**20  # below, starting a thread costs more than it saves
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_for(work_bytes: int, limit: int | None) -> int:
+    """Return how many threads some work deserves.
+
+    Args:
+        work_bytes: bytes that will be generated or hashed.
+        limit: most threads, at least 1; None for as many as there are cores.
+    """
+    return max(1, min(limit if limit is not None else usable_cores(), work_bytes // MIN_BYTES_PER_THREAD))
+
+
+def over_slices(work: Callable[[int, int], None], count: int, threads: int) -> None:
+    """Call ``work(start, stop)`` for consecutive slices of ``range(count)``, one in each thread.
+
+    Args:
+        work: called once for each slice; the slices do not overlap and cover everything.
+        count: number of items.
+        threads: number of slices; with 1, the call is made in this thread.
+    """
+    if threads <= 1 or count <= 1:
+        work(0, count)
+        return
+    step = -(-count // threads)
+    bounds = [(start, min(start + step, count)) for start in range(0, count, step)]
+    with ThreadPoolExecutor(max_workers=len(bounds)) as pool:
+        for done in [pool.submit(work, *bound) for bound in bounds]:
+            done.result()

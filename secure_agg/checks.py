@@ -54,7 +54,7 @@ class ClientChecks:
         self._floor = policy.survivor_floor(len(context.cohort))
 
     def peer_keys(self, adverts: Sequence[AdvertiseKeys], own: AdvertiseKeys) -> None:
-        """Checks K1 to K4 and K6: U1 is within the cohort, own keys are unchanged, all distinct and for this context."""
+        """Checks K1 to K4 and K6: U1 is within the cohort, own keys are unchanged, all are distinct and signed."""
         step = Step.ADVERTISE_KEYS
         self._members(step, [advert.sender for advert in adverts], self._context.cohort, self._graph.key_floor)
         for advert in adverts:

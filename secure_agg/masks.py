@@ -2,7 +2,8 @@
 
 The keystream is produced into one cache-sized buffer and added from there, so that a mask never exists as a whole;
 every mask is added to one piece of the vector before the next piece is touched, so that the vector too is read from
-memory once. With b a machine width the ring's wrap-around is that of the type: no modulo, no rejection, exactly uniform.
+memory once. With b a machine width the wrap-around of the ring is that of the type: no modulo, no rejection, exactly
+uniform.
 """
 
 from __future__ import annotations

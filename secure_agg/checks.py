@@ -84,7 +84,7 @@ class ClientChecks:
     def commitments(
         self, message: PeerShares, key_holders: Collection[int], neighbours: Collection[int], own_commitment: bytes
     ) -> dict[int, bytes]:
-        """Checks S1 to S3: U2 is within U1, own commitment is unchanged, and there is one share from each neighbour.
+        """Checks S1 to S3 and S6: U2 is within U1, own commitment is unchanged, one share from each neighbour, holders.
 
         Returns:
             The commitment of every site of U2.

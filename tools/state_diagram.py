@@ -47,7 +47,9 @@ def diagram(side: str) -> str:
     ]
     lines += ["    }", *(f"    {state.name}: {state.value}" for state in (end, over))]
     lines += [
-        f"    {source.name} --> {target.name}: {event.value}" for (source, event), target in own.items() if target is end
+        f"    {source.name} --> {target.name}: {event.value}"
+        for (source, event), target in own.items()
+        if target is end
     ]
     return "\n".join([*lines, f"    under_way --> {over.name}: {reason}", "```"])
 

@@ -17,6 +17,37 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 Randomness = Callable[[int], bytes]
 """Returns that many unpredictable bytes."""
 
+_BLOCK = 8192
+"""Pairs of draws made at a time: the half dozen arrays of one block stay in the cache of one core."""
+
+_SINE = tuple((-1.0) ** k / math.factorial(2 * k + 1) for k in range(8))
+"""Taylor's polynomial of sin(x)/x in x^2; on |x| <= pi/4 the part of the sine left out is below (pi/4)^17 / 17! < 5e-17,
+less than half a unit in the last place of 1."""
+
+
+class KeyStream:
+    """The AES-256-CTR stream of one fresh key, as 64-bit words; never share one between two calls or two threads.
+
+    Args:
+        randomness: source of the 32-byte key; tests alone replace it.
+        capacity: largest number of words asked for at once.
+    """
+
+    def __init__(self, randomness: Randomness, capacity: int) -> None:
+        self._cipher = Cipher(algorithms.AES256(randomness(32)), modes.CTR(bytes(16))).encryptor()
+        self._capacity = capacity
+        self._zeros = bytes(8 * capacity)
+
+    def words(self, count: int) -> npt.NDArray[np.uint64]:
+        """The next ``count`` uniform words, read-only.
+
+        Raises:
+            ValueError: ``count`` is above the capacity.
+        """
+        if count > self._capacity:
+            raise ValueError(f"a stream of {self._capacity} words at a time was asked for {count}")
+        return np.frombuffer(self._cipher.update(memoryview(self._zeros)[: 8 * count]), dtype="<u8")
+
 
 def gaussian(
     shape: int | tuple[int, ...], standard_deviation: float, randomness: Randomness = os.urandom
@@ -32,22 +63,63 @@ def gaussian(
         randomness: source of the 32-byte key; tests alone replace it.
 
     Raises:
-        ValueError: the standard deviation is negative or not finite.
+        ValueError: the standard deviation is negative or not finite, or the shape has a negative size.
     """
     if not (math.isfinite(standard_deviation) and standard_deviation >= 0):
         raise ValueError(f"standard_deviation must be finite and not negative, not {standard_deviation}")
     size = math.prod(shape) if isinstance(shape, tuple) else shape
-    pairs = (size + 1) // 2
-    uniform = _uniform(2 * pairs, randomness)
-    radius = np.sqrt(-2.0 * np.log(uniform[:pairs]))
-    angle = 2.0 * math.pi * uniform[pairs:]
-    draws = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
-    draws *= standard_deviation
-    return draws.reshape(shape)
+    if size < 0:
+        raise ValueError(f"shape must not be negative, not {shape}")
+    draws = np.empty(size + size % 2)
+    block = min(_BLOCK, len(draws) // 2)
+    stream, work = KeyStream(randomness, 2 * block), np.empty((4, block))
+    for start in range(0, len(draws), 2 * _BLOCK):
+        _box_muller(stream, draws[start : start + 2 * _BLOCK], standard_deviation, work)
+    return draws[:size].reshape(shape)
 
 
-def _uniform(size: int, randomness: Randomness) -> npt.NDArray[np.float64]:
-    """Multiples of 2**-53 in (0, 1], each equally likely."""
-    stream = Cipher(algorithms.AES256(randomness(32)), modes.CTR(bytes(16))).encryptor().update(bytes(8 * size))
-    whole = np.frombuffer(stream, dtype="<u8") >> np.uint64(11)
-    return (whole.astype(np.float64) + 1.0) * 2.0**-53
+def _box_muller(
+    stream: KeyStream, out: npt.NDArray[np.float64], standard_deviation: float, work: npt.NDArray[np.float64]
+) -> None:
+    """Fill ``out``, of even length, with the cosines of its pairs and then their sines, each times the radius.
+
+    A quarter x of the angle lies in [-pi/4, pi/4). Its sine s is a polynomial, its cosine sqrt(1 - s^2), and the angle
+    is doubled twice: numpy's own sine and cosine take three times as long on processors without AVX-512.
+    """
+    pairs = len(out) // 2
+    words = stream.words(2 * pairs)
+    radius, angle, square, sine = work[:, :pairs]
+    cosines, sines = out[:pairs], out[pairs:]
+
+    radius[:] = words[:pairs] >> np.uint64(11)
+    radius += 1.0
+    radius *= 2.0**-53  # in (0, 1]
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    radius *= standard_deviation
+
+    angle[:] = words[pairs:].view("<i8") >> np.int64(11)
+    angle *= math.pi / 4 * 2.0**-52
+    np.multiply(angle, angle, out=square)
+    np.multiply(square, _SINE[-1], out=sine)
+    for coefficient in _SINE[-2:0:-1]:
+        sine += coefficient
+        sine *= square
+    sine += _SINE[0]
+    sine *= angle
+
+    np.multiply(sine, sine, out=square)
+    np.subtract(1.0, square, out=angle)
+    np.sqrt(angle, out=angle)
+    sine *= angle
+    sine *= 2.0  # of half the angle
+    square *= -2.0
+    square += 1.0  # cosine of half the angle
+    np.multiply(sine, square, out=sines)
+    sines *= 2.0
+    sines *= radius
+    np.multiply(sine, sine, out=cosines)
+    cosines *= -2.0
+    cosines += 1.0
+    cosines *= radius

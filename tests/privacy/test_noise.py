@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from privacy import noise
 from privacy.noise import gaussian
 from tests.privacy.checks import check_gaussian
 
@@ -67,6 +69,51 @@ def test_a_known_key_gives_the_draws_of_a_plain_box_muller() -> None:
     assert draws[:, 0] == pytest.approx(expected, rel=1e-12)
 
 
+def _plain_box_muller(key: bytes, size: int) -> np.ndarray:
+    """The same stream in blocks of 8192 pairs, through numpy's own cosine and sine."""
+    encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+    blocks = []
+    for start in range(0, size, 16384):
+        pairs = (min(16384, size - start) + 1) // 2
+        whole = np.frombuffer(encryptor.update(bytes(16 * pairs)), dtype="<u8") >> np.uint64(11)
+        radius = np.sqrt(-2 * np.log((whole[:pairs] + 1.0) / 2**53))
+        angle = 2 * math.pi * whole[pairs:] / 2**53
+        blocks += [radius * np.cos(angle), radius * np.sin(angle)]
+    return np.concatenate(blocks)[:size]
+
+
+@pytest.mark.parametrize("size", [1, 2, 16383, 16384, 16385, 50_001])
+def test_every_block_of_a_long_vector_is_a_box_muller_of_fresh_words(size: int) -> None:
+    key = bytes(range(32))
+    draws = gaussian(size, 1.0, lambda count: key[:count])
+    assert np.abs(draws - _plain_box_muller(key, size)).max() < 1e-14
+    assert len(np.unique(draws)) == size
+
+
+def test_control_a_shorter_polynomial_or_a_repeated_block_fails_the_same_comparison(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = bytes(range(32))
+    plain = _plain_box_muller(key, 50_001)
+    monkeypatch.setattr(noise, "_SINE", noise._SINE[:-1])
+    assert np.abs(gaussian(50_001, 1.0, lambda count: key[:count]) - plain).max() > 1e-14
+    repeated = np.tile(plain[:16384], 4)[:50_001]
+    assert np.abs(repeated - plain).max() > 1e-14
+    assert len(np.unique(repeated)) < 50_001
+
+
+@pytest.mark.parametrize("deviation", [0.0, 1e-200, 1e200])
+def test_extreme_deviations_only_scale_the_draws(deviation: float) -> None:
+    key = bytes(range(32))
+    draws = gaussian(5000, deviation, lambda count: key[:count])
+    assert np.abs(draws - deviation * _plain_box_muller(key, 5000)).max() <= 1e-14 * deviation
+
+
+def test_a_stream_refuses_more_words_than_it_was_made_for() -> None:
+    with pytest.raises(ValueError, match="8 words"):
+        noise.KeyStream(os.urandom, 8).words(9)
+
+
 def test_the_smallest_uniform_does_not_become_an_infinite_draw() -> None:
     assert np.isfinite(gaussian(10_000, 1.0)).all()
     assert gaussian(0, 1.0).shape == (0,)
@@ -95,3 +142,8 @@ def test_noise_is_fresh_in_forked_and_in_newly_started_processes() -> None:
 def test_a_deviation_that_is_no_size_is_refused(deviation: float) -> None:
     with pytest.raises(ValueError, match="standard_deviation"):
         gaussian(4, deviation)
+
+
+def test_a_negative_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        gaussian(-1, 1.0)

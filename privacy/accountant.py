@@ -13,18 +13,25 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from privacy.mechanism import MIN_NOISE_MULTIPLIER, SubsampledGaussian, check_delta
+from privacy.mechanism import MIN_NOISE_MULTIPLIER, Mechanism, SubsampledGaussian, check_delta
 
 _INTERVALS = ((4.0, 1e-4), (2.0, 5e-4), (0.0, 1e-3))
 """Grid of the privacy loss in nats, by the smallest noise multiplier of a history. Rounding is upwards, under 0.02 in
 epsilon; loud noise needs the finer grid because its losses are small, and can afford it because they are few."""
 
 ACCOUNTANT = f"dp_accounting-{version('dp-accounting')} PLD"
-"""Name and version written beside every charge and in every receipt."""
+"""Name and version of the accountant of record where every mechanism is a local one."""
+
+DISTRIBUTED_ACCOUNTANT = "fedmvp RDP of summed discrete Gaussians"
+"""Name of the accountant of record as soon as the noise of one mechanism was distributed."""
+
+ADAPTIVE_ACCOUNTANT = "fedmvp Renyi filter"
+"""Name of the accountant of record once mechanisms differ: they may have been chosen after seeing results."""
 
 _RDP_ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
 _CALIBRATION_TOLERANCE = 1e-4  # relative, on the noise multiplier
@@ -47,6 +54,68 @@ def epsilon(mechanisms: Iterable[SubsampledGaussian], delta: float) -> float:
     """
     check_delta(delta)
     return _epsilon_pld(_merge(mechanisms), delta)
+
+
+def spent(mechanisms: Sequence[Mechanism], delta: float, epsilon_max: float) -> float:
+    """Epsilon that a dataset has spent on a history of rounds: the number a ledger decides by.
+
+    Where all rounds are of one mechanism it was fixed before the first, and composition as usual holds. Once two differ,
+    the later may have been chosen after seeing what the earlier gave, and only a filter at an order fixed in advance is
+    proved (Feldman and Zrnic 2021); the order follows from delta and the budget the ledger was created with.
+
+    Args:
+        mechanisms: one for each round released, in any order.
+        delta: in (0, 0.1].
+        epsilon_max: the budget.
+
+    Returns:
+        The larger of what composition and, where it is needed, the filter say; 0.0 for no mechanism at all.
+    """
+    from privacy import renyi
+
+    composed = composition(mechanisms, delta)
+    if _is_adaptive(mechanisms):
+        order = renyi.filter_order(delta, epsilon_max)
+        return max(composed, renyi.filtered_epsilon(mechanisms, delta, order))
+    return composed
+
+
+def composition(mechanisms: Iterable[Mechanism], delta: float) -> float:
+    """Epsilon of mechanisms fixed in advance: privacy-loss distributions, or Renyi where noise was distributed."""
+    from privacy import renyi
+
+    rows = tuple(mechanisms)
+    local = [mechanism for mechanism in rows if isinstance(mechanism, SubsampledGaussian)]
+    if len(local) == len(rows):
+        return epsilon(local, delta)
+    distributed = [mechanism for mechanism in rows if not isinstance(mechanism, SubsampledGaussian)]
+    return renyi.epsilon_distributed(distributed, local, delta)
+
+
+def curve(mechanism: Mechanism, rounds: int, delta: float) -> list[float]:
+    """Epsilon after each of the coming rounds of one mechanism, known before the first.
+
+    Args:
+        mechanism: of one round.
+        rounds: at least 1.
+        delta: in (0, 0.1].
+    """
+    return [composition([mechanism] * completed, delta) for completed in range(1, rounds + 1)]
+
+
+def name(mechanisms: Sequence[Mechanism], delta: float, epsilon_max: float) -> str:
+    """Name of the accountant of record for a history; see :func:`spent`."""
+    if _is_adaptive(mechanisms):
+        from privacy import renyi
+
+        return f"{ADAPTIVE_ACCOUNTANT} at order {renyi.filter_order(delta, epsilon_max)}"
+    if all(isinstance(mechanism, SubsampledGaussian) for mechanism in mechanisms):
+        return ACCOUNTANT
+    return DISTRIBUTED_ACCOUNTANT
+
+
+def _is_adaptive(mechanisms: Iterable[Mechanism]) -> bool:
+    return len({replace(mechanism, steps=1) for mechanism in mechanisms}) > 1
 
 
 def epsilon_rdp(mechanisms: Iterable[SubsampledGaussian], delta: float) -> float:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from privacy.errors import LedgerCorrupt
-from privacy.mechanism import Mode, SubsampledGaussian
+from privacy.mechanism import DistributedGaussian, Mechanism, Mode, Rounding, SubsampledGaussian
 
 GENESIS = bytes(32)
 """What the first entry names as its predecessor."""
@@ -66,15 +66,24 @@ class LedgerEntry:
         return self.kind is EntryKind.CHARGE and self.body["mode"] == Mode.UNSAFE_NO_DP.value
 
     @property
-    def mechanism(self) -> SubsampledGaussian:
+    def mechanism(self) -> Mechanism:
         """What a charge in a private mode costs.
 
         Raises:
             ValueError: the recorded values are out of range.
         """
-        return SubsampledGaussian(
-            float(self.body["sample_rate"]), float(self.body["noise_multiplier"]), int(self.body["steps"])
-        )
+        noise_multiplier = float(self.body["noise_multiplier"])
+        if Mode(str(self.body["mode"])).is_distributed:
+            return DistributedGaussian(
+                sample_rate=float(self.body["accounted_sample_rate"]),
+                noise_multiplier=noise_multiplier,
+                steps=1,
+                dimension=int(self.body["dimension"]),
+                shares=int(self.body["shares"]),
+                grid=float(self.body["grid"]),
+                rounding=Rounding(str(self.body["rounding"])),
+            )
+        return SubsampledGaussian(float(self.body["sample_rate"]), noise_multiplier, int(self.body["steps"]))
 
     @property
     def release_key(self) -> str | None:

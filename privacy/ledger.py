@@ -27,7 +27,7 @@ from privacy.errors import (
     LedgerWriteFailed,
     PrivacyRefused,
 )
-from privacy.mechanism import ADD_OR_REMOVE_ONE, Mode, PrivacyParameters, SubsampledGaussian, check_delta, check_unit
+from privacy.mechanism import ADD_OR_REMOVE_ONE, Mechanism, Mode, PrivacyParameters, check_delta, check_unit
 from privacy.spending import PrivacySpent, charge_body, now
 from privacy.storage import LedgerStore, Marker, marker_path
 from privacy.token import ReleaseToken
@@ -62,7 +62,7 @@ class Ledger:
             dataset_id: the operator's name for the dataset.
             delta: in (0, 0.1]; should be well below one over the number of records.
             epsilon_max: the budget; infinite if and only if ``unsafe``.
-            unit: ``"record"``.
+            unit: ``"record"``, ``"patient"`` or ``"site"``.
             unsafe: permit releases without differential privacy on this dataset.
 
         Raises:
@@ -176,7 +176,7 @@ class Ledger:
             delta=self.delta,
             neighboring_relation=ADD_OR_REMOVE_ONE,
             unit=self.unit,
-            accountant=accountant.ACCOUNTANT,
+            accountant=accountant.name(self._mechanisms(None), self.delta, self.epsilon_max),
             steps=sum(int(charge.body["steps"]) for charge in charges),
             rounds=len(charges),
         )
@@ -247,7 +247,8 @@ class Ledger:
             self._check_unreleased(run_id, round)
             self.check_affordable(params)
             after = self.epsilon_after(params)
-            entry = self._append(EntryKind.CHARGE, charge_body(run_id, round, params, policy_hash, after))
+            name = accountant.name(self._mechanisms(params), self.delta, self.epsilon_max)
+            entry = self._append(EntryKind.CHARGE, charge_body(run_id, round, params, policy_hash, after, name))
             return ReleaseToken._mint(  # noqa: SLF001 - the one place a token is made
                 token._MINT,  # noqa: SLF001
                 run_id=run_id,
@@ -309,10 +310,14 @@ class Ledger:
         charges = self._charges()
         if any(charge.is_unsafe for charge in charges) or (params is not None and params.mode is Mode.UNSAFE_NO_DP):
             return math.inf
-        mechanisms: list[SubsampledGaussian] = [charge.mechanism for charge in charges]
-        if params is not None:
+        return accountant.spent(self._mechanisms(params), self.delta, self.epsilon_max)
+
+    def _mechanisms(self, params: PrivacyParameters | None) -> list[Mechanism]:
+        """What the private charges so far cost, and one more round of ``params``."""
+        mechanisms = [charge.mechanism for charge in self._charges() if not charge.is_unsafe]
+        if params is not None and params.mode is not Mode.UNSAFE_NO_DP:
             mechanisms.append(params.mechanism)
-        return accountant.epsilon(mechanisms, self.delta)
+        return mechanisms
 
     def _check_fits(self, params: PrivacyParameters) -> None:
         if params.mode is Mode.UNSAFE_NO_DP and not self.is_unsafe:

@@ -6,9 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from privacy.accountant import ACCOUNTANT
 from privacy.chain import Value
-from privacy.mechanism import PrivacyParameters
+from privacy.mechanism import DistributedGaussian, Mode, PrivacyParameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,10 @@ class PrivacySpent:
 
 
 def charge_body(
-    run_id: str, round: int, params: PrivacyParameters, policy_hash: bytes, after: float
+    run_id: str, round: int, params: PrivacyParameters, policy_hash: bytes, after: float, accountant: str
 ) -> dict[str, Value]:
     """Everything a later reader needs to recompute and to judge one charge; no property of the records is in it."""
-    return {
+    body: dict[str, Value] = {
         "run_id": run_id,
         "round": round,
         "mode": params.mode.value,
@@ -51,10 +50,20 @@ def charge_body(
         "expected_batch_size": float(params.expected_batch_size),
         "delta": float(params.delta),
         "epsilon_after": after,
-        "accountant": ACCOUNTANT,
+        "accountant": accountant,
         "policy_hash": policy_hash.hex(),
         "time": now(),
     }
+    mechanism = None if params.mode is Mode.UNSAFE_NO_DP else params.mechanism
+    if isinstance(mechanism, DistributedGaussian):
+        body |= {
+            "accounted_sample_rate": float(mechanism.sample_rate),
+            "dimension": mechanism.dimension,
+            "shares": mechanism.shares,
+            "grid": float(mechanism.grid),
+            "rounding": mechanism.rounding.value,
+        }
+    return body
 
 
 def now() -> str:

@@ -59,9 +59,9 @@ def epsilon(mechanisms: Iterable[SubsampledGaussian], delta: float) -> float:
 def spent(mechanisms: Sequence[Mechanism], delta: float, epsilon_max: float) -> float:
     """Epsilon that a dataset has spent on a history of rounds: the number a ledger decides by.
 
-    Where all rounds are of one mechanism it was fixed before the first, and composition as usual holds. Once two differ,
-    the later may have been chosen after seeing what the earlier gave, and only a filter at an order fixed in advance is
-    proved (Feldman and Zrnic 2021); the order follows from delta and the budget the ledger was created with.
+    Where all rounds are of one mechanism it was fixed before the first, and composition as usual holds. Once two
+    differ, the later may have been chosen after seeing what the earlier gave, and only a filter at an order fixed in
+    advance is proved (Feldman and Zrnic 2021); the order follows from delta and the budget of the ledger's creation.
 
     Args:
         mechanisms: one for each round released, in any order.
@@ -71,10 +71,10 @@ def spent(mechanisms: Sequence[Mechanism], delta: float, epsilon_max: float) -> 
     Returns:
         The larger of what composition and, where it is needed, the filter say; 0.0 for no mechanism at all.
     """
-    from privacy import renyi
-
     composed = composition(mechanisms, delta)
     if _is_adaptive(mechanisms):
+        from privacy import renyi
+
         order = renyi.filter_order(delta, epsilon_max)
         return max(composed, renyi.filtered_epsilon(mechanisms, delta, order))
     return composed
@@ -82,12 +82,12 @@ def spent(mechanisms: Sequence[Mechanism], delta: float, epsilon_max: float) -> 
 
 def composition(mechanisms: Iterable[Mechanism], delta: float) -> float:
     """Epsilon of mechanisms fixed in advance: privacy-loss distributions, or Renyi where noise was distributed."""
-    from privacy import renyi
-
     rows = tuple(mechanisms)
     local = [mechanism for mechanism in rows if isinstance(mechanism, SubsampledGaussian)]
     if len(local) == len(rows):
         return epsilon(local, delta)
+    from privacy import renyi
+
     distributed = [mechanism for mechanism in rows if not isinstance(mechanism, SubsampledGaussian)]
     return renyi.epsilon_distributed(distributed, local, delta)
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from privacy.distributed import noisy_sum
 from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
-from privacy.mechanism import Mode, PrivacyParameters
-from privacy.optimizer import NoisyOptimizer
+from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters, Unit
+from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import (
     PROBED_RECORDS,
     Batch,
@@ -44,7 +47,7 @@ class DpSgdEngine:
         ledger: the open ledger of the dataset that will be trained on.
         learning_rate: of plain SGD, >= 0.
         momentum: of plain SGD, in [0, 1).
-        max_physical_batch: most records in one forward pass; changes memory and speed only.
+        performance: memory and speed only.
 
     Raises:
         TypeError: ``params`` or ``ledger`` is not what it must be.
@@ -61,14 +64,12 @@ class DpSgdEngine:
         ledger: Ledger,
         learning_rate: float,
         momentum: float = 0.0,
-        max_physical_batch: int = 256,
+        performance: PerformanceParameters | None = None,
     ) -> None:
         if not isinstance(params, PrivacyParameters):
             raise TypeError(f"params must be PrivacyParameters, not {type(params).__name__}")
         if not isinstance(ledger, Ledger):
             raise TypeError(f"an engine needs the open Ledger of its dataset, not {type(ledger).__name__}")
-        if max_physical_batch < 1:
-            raise ValueError(f"max_physical_batch must be at least 1, not {max_physical_batch}")
         ledger.check_usable(params)
         check_structure(module)
         self._module = module
@@ -78,7 +79,7 @@ class DpSgdEngine:
         self._ledger = ledger
         self._learning_rate = learning_rate
         self._momentum = momentum
-        self._max_physical_batch = max_physical_batch
+        self._performance = performance or PerformanceParameters()
         # The probe must not see what a server sent later, so it takes place at these parameters, which are public.
         self._initial: list[Tensor] = [parameter.detach().clone() for parameter in self._parameters]
         self._probed = False
@@ -87,37 +88,83 @@ class DpSgdEngine:
         self._rounds_charged = 0
         self._left_behind: list[Tensor] = []
 
-    def run(self, data: Sequence[Tensor], steps: int) -> None:
+    def run(self, data: Sequence[Tensor], steps: int, *, patients: Sequence[int] | None = None) -> None:
         """Take ``steps`` steps on ``data``; the module's trainable parameters are changed in place.
 
         Several calls may share one round: while the parameters are those that the last call left and nothing was
         reserved in between, their steps add up, and more than ``params.steps_per_round`` together are refused.
 
+        In ``SILO_DISTRIBUTED`` and ``UNSAFE_NO_DP`` the steps are plain ones; what the former protects, and how, is
+        :func:`privacy.distributed.noisy_update`'s work on the whole update.
+
         Args:
             data: tensors with the records along the first dimension, all of the same length; on any device.
             steps: how many, at least 1.
+            patients: whose record each one is, any whole numbers; needed where the unit is a patient, and only there.
 
         Raises:
             BudgetExceeded: the round could not be released; nothing was trained.
-            PrivacyRefused: more steps than one release is charged for.
+            PrivacyRefused: more steps than one release is charged for, or a mode whose steps are not taken here.
             NotDecomposable: the loss or a layer mixes records, found on invented records; nothing was trained.
             ValueError: the data do not fit together, or the parameters are not finite.
         """
+        if self._params.mode is Mode.RECORD_DISTRIBUTED:
+            raise PrivacyRefused("record-distributed takes no step at a site: call noisy_gradient")
+        batches = self._prepare(data, steps, patients)
+        try:
+            if self._params.mode is Mode.RECORD_LOCAL:
+                self._run_private(batches, steps)
+            else:
+                self._run_without_privacy(batches, steps)
+        finally:
+            self._left_behind = [parameter.detach().clone() for parameter in self._parameters]
+
+    def noisy_gradient(
+        self, data: Sequence[Tensor], honest_survivors: int, *, patients: Sequence[int] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Draw one batch and return the sum of its clipped gradients on the grid, with this site's share of the noise.
+
+        The parameters stay as they are. The sum over the sites, not this vector, carries the guarantee.
+
+        Args:
+            data: as in :meth:`run`.
+            honest_survivors: t - c of the cohort at hand.
+            patients: as in :meth:`run`.
+
+        Returns:
+            Integers (d,), the clipping norm being ``params.noise_shares.grid``; d counts the trained parameters.
+
+        Raises:
+            PrivacyRefused: the mode is not ``RECORD_DISTRIBUTED``, or a second gradient of the same round.
+            BudgetExceeded: as in :meth:`run`, like the other errors.
+        """
+        if self._params.mode is not Mode.RECORD_DISTRIBUTED:
+            raise PrivacyRefused(f"mode {self._params.mode.value} takes steps at the site: call run")
+        batches = self._prepare(data, 1, patients)
+        self._left_behind = [parameter.detach().clone() for parameter in self._parameters]
+        with per_sample_hooks(self._module):
+            optimizer = self._make_noisy(self._plain_optimizer())
+            optimizer.zero_grad(set_to_none=True)
+            self._accumulate(optimizer, batches)
+            clipped_sum = optimizer.take_sum()
+            optimizer.zero_grad(set_to_none=True)
+        return noisy_sum(clipped_sum, self._params, honest_survivors)
+
+    def _prepare(self, data: Sequence[Tensor], steps: int, patients: Sequence[int] | None) -> _Batches:
+        """Refuse what must be refused before any record is used, and count the steps."""
         tensors = _check_data(data)
+        if (patients is not None) != (self._params.unit == Unit.PATIENT):
+            raise ValueError("patients are given where the unit is a patient, and only there")
+        if patients is not None and len(patients) != len(tensors[0]):
+            raise ValueError(f"{len(patients)} patients for {len(tensors[0])} records")
         if any(not bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
             raise ValueError("the parameters to start from are not finite")
         self._ledger.check_affordable(self._params)
         self._count(steps)
-        if not self._probed and self._params.mode is Mode.RECORD_LOCAL:
+        if not self._probed and self._params.mode in (Mode.RECORD_LOCAL, Mode.RECORD_DISTRIBUTED):
             self._probe(tensors)
-        sampler = PoissonSampler(len(tensors[0]), self._params.sample_rate)
-        try:
-            if self._params.mode is Mode.UNSAFE_NO_DP:
-                self._run_without_privacy(tensors, steps, sampler)
-            else:
-                self._run_private(tensors, steps, sampler)
-        finally:
-            self._left_behind = [parameter.detach().clone() for parameter in self._parameters]
+        device, largest = self._parameters[0].device, self._performance.max_physical_batch
+        return _Batches(tensors, patients, self._params.sample_rate, device, largest)
 
     def _probe(self, tensors: Batch) -> None:
         """Check the loss once, before any charge: on invented records, at the parameters of construction.
@@ -135,41 +182,40 @@ class DpSgdEngine:
         self._probed = True
         self._initial = []
 
-    def _run_private(self, tensors: Batch, steps: int, sampler: PoissonSampler) -> None:
+    def _run_private(self, batches: _Batches, steps: int) -> None:
         with per_sample_hooks(self._module):
             optimizer = self._make_noisy(self._plain_optimizer())
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
-                for part in self._parts(tensors, sampler):
-                    backward(self._module, self._loss_per_sample, part)
-                    optimizer.accumulate(len(part[0]))
+                self._accumulate(optimizer, batches)
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _accumulate(self, optimizer: NoisyOptimizer, batches: _Batches) -> None:
+        """Add the clipped gradients of one logical batch to the optimizer's sum."""
+        for part, units in batches.draw():
+            backward(self._module, self._loss_per_sample, part)
+            optimizer.accumulate(len(part[0]), units)
 
     def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
         return NoisyOptimizer(optimizer, self._params)
 
-    def _run_without_privacy(self, tensors: Batch, steps: int, sampler: PoissonSampler) -> None:
-        """The same batches and denominators, neither clipped nor noised: for comparison, on an unsafe ledger."""
+    def _run_without_privacy(self, batches: _Batches, steps: int) -> None:
+        """The same batches and denominators, neither clipped nor noised."""
         former = {part: part.training for part in self._module.modules()}
         self._module.eval()
         optimizer = self._plain_optimizer()
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            for part in self._parts(tensors, sampler):
+            for part, units in batches.draw():
                 losses = compute_losses(self._module, self._loss_per_sample, part)
+                if units is not None:
+                    losses = losses * units.weights.to(losses)
                 (losses.sum() / self._params.expected_batch_size).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for part_of_module, training in former.items():
             part_of_module.training = training
-
-    def _parts(self, tensors: Batch, sampler: PoissonSampler) -> Iterator[Batch]:
-        """One Poisson batch in pieces that fit in memory; none if it is empty. Nothing is dropped."""
-        device = self._parameters[0].device
-        for positions in torch.split(torch.from_numpy(sampler.sample()), self._max_physical_batch):
-            if len(positions):  # torch splits nothing into one piece of nothing
-                yield tuple(tensor.index_select(0, positions.to(tensor.device)).to(device) for tensor in tensors)
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         if self._optimizer is None:
@@ -195,6 +241,78 @@ class DpSgdEngine:
             self._optimizer = None  # momentum belongs to the trajectory that is given up
         self._steps_uncharged = uncharged
         self._rounds_charged = self._ledger.rounds_charged
+
+
+class _Batches:
+    """Draws Poisson batches of units, in pieces that fit in memory.
+
+    Args:
+        tensors: the records.
+        patients: whose record each one is; None where a record is the unit.
+        sample_rate: of a unit.
+        device: where the pieces go.
+        largest: most records in a piece.
+    """
+
+    def __init__(
+        self,
+        tensors: Batch,
+        patients: Sequence[int] | None,
+        sample_rate: float,
+        device: torch.device,
+        largest: int,
+    ) -> None:
+        self._tensors = tensors
+        self._device = device
+        self._largest = largest
+        self._records_of: list[npt.NDArray[np.int64]] | None = None
+        n_units = len(tensors[0])
+        if patients is not None:
+            _, owners = np.unique(np.asarray(patients), return_inverse=True)
+            order = np.argsort(owners, kind="stable")
+            self._records_of = np.split(order, np.cumsum(np.bincount(owners))[:-1]) if len(owners) else []
+            n_units = len(self._records_of)
+        self._sampler = PoissonSampler(n_units, sample_rate)
+
+    def draw(self) -> Iterator[tuple[Batch, Units | None]]:
+        """One Poisson batch in pieces; none if it is empty. Nothing is dropped or cut short."""
+        chosen = self._sampler.sample()
+        if self._records_of is None:
+            for positions in np.split(chosen, range(self._largest, len(chosen), self._largest)):
+                if len(positions):
+                    yield self._take(positions), None
+            return
+        piece: list[npt.NDArray[np.int64]] = []
+        for unit in chosen:
+            records = self._records_of[unit]
+            if piece and sum(map(len, piece)) + len(records) > self._largest:
+                yield self._whole(piece)
+                piece = []
+            if len(records) > self._largest:
+                yield from self._in_parts(records)
+            else:
+                piece.append(records)
+        if piece:
+            yield self._whole(piece)
+
+    def _whole(self, piece: list[npt.NDArray[np.int64]]) -> tuple[Batch, Units]:
+        """Some units with all their records."""
+        owners = np.repeat(np.arange(len(piece)), [len(records) for records in piece])
+        weights = np.concatenate([np.full(len(records), 1 / len(records)) for records in piece])
+        units = Units(torch.from_numpy(owners), torch.from_numpy(weights), len(piece), complete=True)
+        return self._take(np.concatenate(piece)), units
+
+    def _in_parts(self, records: npt.NDArray[np.int64]) -> Iterator[tuple[Batch, Units]]:
+        """One unit with more records than fit in a piece."""
+        parts = np.split(records, range(self._largest, len(records), self._largest))
+        for number, part in enumerate(parts, start=1):
+            weights = torch.full((len(part),), 1 / len(records), dtype=torch.float64)
+            units = Units(torch.zeros(len(part), dtype=torch.int64), weights, 1, complete=number == len(parts))
+            yield self._take(part), units
+
+    def _take(self, positions: npt.NDArray[np.int64]) -> Batch:
+        index = torch.from_numpy(positions)
+        return tuple(tensor.index_select(0, index.to(tensor.device)).to(self._device) for tensor in self._tensors)
 
 
 def _check_data(data: Sequence[Tensor]) -> Batch:

@@ -248,7 +248,10 @@ class Ledger:
             self.check_affordable(params)
             after = self.epsilon_after(params)
             name = accountant.name(self._mechanisms(params), self.delta, self.epsilon_max)
-            entry = self._append(EntryKind.CHARGE, charge_body(run_id, round, params, policy_hash, after, name))
+            entry = self._append(
+                EntryKind.CHARGE,
+                charge_body(run_id, round, params, policy_hash=policy_hash, after=after, accountant=name),
+            )
             return ReleaseToken._mint(  # noqa: SLF001 - the one place a token is made
                 token._MINT,  # noqa: SLF001
                 run_id=run_id,

@@ -23,8 +23,8 @@ MAX_DELTA = 0.1
 
 
 MIN_LOCAL_DEVIATION = 4.0
-"""Smallest deviation of one site's discrete noise, in steps of the grid: above it a sum of such noises is as good as one
-(the correction of Kairouz, Liu and Steinke 2021 is below 1e-60)."""
+"""Smallest deviation of one site's discrete noise, in steps of the grid: above it a sum of such noises is as good as
+one (the correction of Kairouz, Liu and Steinke 2021 is below 1e-60)."""
 
 MAX_ROUNDING_INFLATION = 2.0**-10
 """How much a record's influence may grow by rounding a sum to the grid; charged whether it does or not."""
@@ -33,8 +33,8 @@ MAX_ROUNDING_INFLATION = 2.0**-10
 class Mode(StrEnum):
     """Who adds the noise, and to what. ``UNSAFE_NO_DP`` adds none and is stamped on everything it makes.
 
-    ``RECORD_LOCAL``: each site, at full strength, in every step. ``RECORD_DISTRIBUTED``: each site a share, in the ring,
-    to one gradient a round. ``SILO_DISTRIBUTED``: each site a share, to its whole update; what is protected is a site.
+    ``RECORD_LOCAL``: each site, at full strength, in every step. ``RECORD_DISTRIBUTED``: each site a share, in the
+    ring, to one gradient a round. ``SILO_DISTRIBUTED``: each site a share, to its whole update; a site is protected.
     """
 
     RECORD_LOCAL = "record-local"
@@ -123,8 +123,8 @@ class DistributedGaussian:
             raise ValueError(f"grid must be positive, not {self.grid}")
         if self.local_deviation < MIN_LOCAL_DEVIATION:
             raise ValueError(
-                f"each site's noise would be {self.local_deviation:.3g} steps of the grid where {MIN_LOCAL_DEVIATION:g} "
-                "are needed: choose a ring with more bits"
+                f"each site's noise would be {self.local_deviation:.3g} steps of the grid where "
+                f"{MIN_LOCAL_DEVIATION:g} are needed: choose a ring with more bits"
             )
         if self.rounding is Rounding.DITHERED and math.sqrt(self.dimension) > MAX_ROUNDING_INFLATION * self.grid:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,23 @@ from privacy.per_sample import as_rows, take_grad_sample
 
 Noise = Callable[[int, float], npt.NDArray[np.float64]]
 """Maps a length and a standard deviation to independent normal draws."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one forward pass. Either all of them are whole, or one fills the pass and goes on in the next.
+
+    Args:
+        owners: index of each record's unit within the pass (B,), int64.
+        weights: one over the number of records of that unit (B,), so that a unit's records sum to their mean.
+        count: units in the pass.
+        complete: False while more records of the one unit follow.
+    """
+
+    owners: Tensor
+    weights: Tensor
+    count: int
+    complete: bool
 
 
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
@@ -39,17 +57,57 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
             loss_reduction="mean",
         )
         self._noise = noise
+        self._unfinished: list[Tensor] | None = None
 
-    def accumulate(self, batch_size: int) -> None:
-        """Clip the gradients that a backward pass over ``batch_size`` records left, and add them to the sum."""
+    def accumulate(self, batch_size: int, units: Units | None = None) -> None:
+        """Clip the gradients that a backward pass over ``batch_size`` records left, and add them to the sum.
+
+        Args:
+            batch_size: records in the pass.
+            units: which unit each of them belongs to; None where every record is one.
+        """
         parameters: list[nn.Parameter] = self.params
-        clipped = clip([take_grad_sample(parameter, batch_size) for parameter in parameters], self.max_grad_norm)
+        gradients = [take_grad_sample(parameter, batch_size) for parameter in parameters]
+        if units is not None:
+            gradients = self._mean_by_unit(gradients, units)
+        clipped = clip(gradients, self.max_grad_norm)
         for parameter, gradient in zip(parameters, clipped, strict=True):
-            part = gradient.sum(dim=0).cpu().double()
+            part = gradient.double().sum(dim=0).cpu()
             summed = parameter.summed_grad  # type: ignore[attr-defined]
             parameter.summed_grad = part if summed is None else summed + part  # type: ignore[attr-defined]
             parameter.grad_sample = None  # type: ignore[attr-defined]
             parameter.grad = None
+
+    def take_sum(self) -> npt.NDArray[np.float64]:
+        """Take the clipped sum of the batch, without any noise, as one vector (d,), and forget it.
+
+        For the distributed modes, whose noise is added on a grid afterwards; never to be released as it is.
+        """
+        summed = [parameter.summed_grad for parameter in self.params]
+        sizes = [parameter.numel() for parameter in self.params]
+        for parameter in self.params:
+            parameter.summed_grad = None
+        parts = [
+            np.zeros(size) if part is None else part.numpy().reshape(-1)
+            for part, size in zip(summed, sizes, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    def _mean_by_unit(self, gradients: list[Tensor], units: Units) -> list[Tensor]:
+        """The mean gradient of each unit whose last record is in this pass; a unit's rest waits for the next pass."""
+        means = []
+        for position, gradient in enumerate(gradients):
+            weight = units.weights.to(gradient).view(-1, *(1,) * (gradient.dim() - 1))
+            summed = gradient.new_zeros((units.count, *gradient.shape[1:]))
+            summed.index_add_(0, units.owners.to(gradient.device), gradient * weight)
+            if self._unfinished is not None:
+                summed[0] += self._unfinished[position]
+            means.append(summed)
+        if units.complete:
+            self._unfinished = None
+            return means
+        self._unfinished = [summed[0] for summed in means]
+        return [summed[:0] for summed in means]
 
     def add_noise(self) -> None:
         """Add one draw of noise per coordinate to the sum; an empty batch is a sum of zero."""

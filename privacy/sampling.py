@@ -1,4 +1,6 @@
-"""Poisson sampling: every record enters every step independently with the same public probability.
+"""Poisson sampling: every unit (a record, or a patient with all its records) enters every step independently.
+
+The probability is the same public one for all.
 
 The amplification that the accountant counts holds for this sampling alone; shuffled or fixed batches are not offered.
 """
@@ -17,10 +19,10 @@ _BYTES_PER_DRAW = 8
 
 
 class PoissonSampler:
-    """Draws batches of record positions.
+    """Draws batches of positions of units.
 
     Args:
-        n_records: how many records there are, >= 0.
+        n_records: how many units there are, >= 0.
         sample_rate: inclusion probability in (0, 1], rounded down to a multiple of 2**-64.
         randomness: source of bytes; tests alone replace it.
 

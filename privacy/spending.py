@@ -34,7 +34,7 @@ class PrivacySpent:
 
 
 def charge_body(
-    run_id: str, round: int, params: PrivacyParameters, policy_hash: bytes, after: float, accountant: str
+    run_id: str, round: int, params: PrivacyParameters, *, policy_hash: bytes, after: float, accountant: str
 ) -> dict[str, Value]:
     """Everything a later reader needs to recompute and to judge one charge; no property of the records is in it."""
     body: dict[str, Value] = {

@@ -164,7 +164,12 @@ def test_a_step_is_the_sum_of_clipped_gradients_over_the_public_denominator(
     module, batch = Whole().eval(), make_batch(10)
     expected = _expected_step(module, batch, sharp)
     engine = SilentEngine(
-        module, cross_entropy, params=sharp, ledger=ledger, learning_rate=1.0, max_physical_batch=physical
+        module,
+        cross_entropy,
+        params=sharp,
+        ledger=ledger,
+        learning_rate=1.0,
+        performance=PerformanceParameters(physical),
     )
     assert torch.allclose(one_step(engine, module, batch), expected, atol=1e-6)
 
@@ -386,6 +391,11 @@ def test_the_unsafe_mode_is_plain_sgd_with_the_same_denominator(
     expected = -gradients_one_by_one(module, cross_entropy, batch).double().sum(dim=0) / sharp.expected_batch_size
     unsafe = replace(sharp, mode=Mode.UNSAFE_NO_DP)
     engine = DpSgdEngine(
-        module, cross_entropy, params=unsafe, ledger=unsafe_ledger, learning_rate=1.0, max_physical_batch=4
+        module,
+        cross_entropy,
+        params=unsafe,
+        ledger=unsafe_ledger,
+        learning_rate=1.0,
+        performance=PerformanceParameters(4),
     )
     assert torch.allclose(one_step(engine, module, batch), expected, atol=1e-6)

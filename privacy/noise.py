@@ -21,8 +21,8 @@ _BLOCK = 8192
 """Pairs of draws made at a time: the half dozen arrays of one block stay in the cache of one core."""
 
 _SINE = tuple((-1.0) ** k / math.factorial(2 * k + 1) for k in range(8))
-"""Taylor's polynomial of sin(x)/x in x^2; on |x| <= pi/4 the part of the sine left out is below (pi/4)^17 / 17! < 5e-17,
-less than half a unit in the last place of 1."""
+"""Taylor's polynomial of sin(x)/x in x^2; on |x| <= pi/4 the part of the sine left out is below (pi/4)^17 / 17!, or
+5e-17: less than half a unit in the last place of 1."""
 
 
 class KeyStream:

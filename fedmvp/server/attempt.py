@@ -12,18 +12,20 @@ from typing import Any
 
 from fedmvp.server.errors import AttemptOverError
 from secure_agg.context import RoundContext
+from secure_agg.graph import MAX_WITHHELD_NONCES
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.server import ServerSession
 from secure_agg.transitions import Step
 
 EXCHANGES = (
     Step.ADVERTISE_KEYS,
+    Step.REVEAL_NONCES,
     Step.SHARE_KEYS,
     Step.MASKED_INPUT,
     Step.CONFIRM_SURVIVORS,
     Step.UNMASK,
 )
-"""The five exchanges in their order."""
+"""The exchanges in their order; that of the nonces is for a sparse graph only."""
 
 
 class Attempt:
@@ -47,15 +49,18 @@ class Attempt:
         self.context = context
         self.bytes_up = dict.fromkeys(context.cohort, 0)
         self._session = session
+        self._graph = policy.graph(len(context.cohort))
         self._floor = policy.survivor_floor(len(context.cohort))
+        self._exchanges = [step for step in EXCHANGES if self._graph.sparse or step is not Step.REVEAL_NONCES]
         self._open: Step | None = Step.ADVERTISE_KEYS
-        self._invited = frozenset(session.expected)
+        self._answered: set[int] = set()  # sites whose message of the open step is in
+        self._answered_before = 0  # how many that were in the step before
         self._gone: set[int] = set()
         self._progress = asyncio.Event()
         self._over = asyncio.Event()
         self.may_have_released = False
         self._replies: dict[Step, asyncio.Future[Any]] = {
-            step: asyncio.get_running_loop().create_future() for step in EXCHANGES
+            step: asyncio.get_running_loop().create_future() for step in self._exchanges
         }
         self._on_first_keys = on_first_keys
 
@@ -110,6 +115,7 @@ class Attempt:
         """
         self.require_open(step, site)
         deliver(self._session)
+        self._answered.add(site)
         if step is Step.ADVERTISE_KEYS and len(self._session.expected) == len(self.context.cohort) - 1:
             self._on_first_keys()
         self._progress.set()
@@ -148,17 +154,25 @@ class Attempt:
 
     def _still_possible(self, step: Step, awaited: Collection[int]) -> bool:
         """Whether the answers that are here and those that may come are enough to go on."""
-        here = len(self._invited - set(self._session.expected))
-        revealing = step in {Step.CONFIRM_SURVIVORS, Step.UNMASK}
-        return here + len(awaited) >= (self.context.threshold if revealing else self._floor)
+        return len(self._answered) + len(awaited) >= self._floor_of(step)
+
+    def _floor_of(self, step: Step) -> int:
+        """The fewest answers with which the session goes on from a step."""
+        if step is Step.ADVERTISE_KEYS:
+            return self._graph.key_floor
+        if step is Step.REVEAL_NONCES:
+            return max(self._graph.key_floor, self._answered_before - MAX_WITHHELD_NONCES)
+        if step in {Step.CONFIRM_SURVIVORS, Step.UNMASK}:
+            return self.context.threshold
+        return self._floor
 
     def release(self, step: Step, reply: Any) -> None:
         """Open the next step and send the replies of this one."""
         if step is Step.SHARE_KEYS:
             self.may_have_released = True
-        following = EXCHANGES.index(step) + 1
-        self._open = EXCHANGES[following] if following < len(EXCHANGES) else None
-        self._invited = frozenset(self._session.expected)
+        following = self._exchanges.index(step) + 1
+        self._open = self._exchanges[following] if following < len(self._exchanges) else None
+        self._answered_before, self._answered = len(self._answered), set()
         if self._open is None:
             self._over.set()
         self._replies[step].set_result(reply)

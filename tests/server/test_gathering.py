@@ -38,7 +38,10 @@ CONTEXT = RoundContext(
     threshold=3,
     colluders=1,
     ring_bits=32,
-    dimension=4,
+    length=4,
+    graph="complete",
+    degree=3,
+    share_threshold=3,
 )
 
 

@@ -7,7 +7,7 @@ of messages and everything cryptographic is secure_agg's; this module knows who 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from fedmvp.server.errors import AttemptOverError
@@ -53,7 +53,8 @@ class Attempt:
         self._floor = policy.survivor_floor(len(context.cohort))
         self._exchanges = [step for step in EXCHANGES if self._graph.sparse or step is not Step.REVEAL_NONCES]
         self._open: Step | None = Step.ADVERTISE_KEYS
-        self._answered: set[int] = set()  # sites whose message of the open step is in
+        self._missing = set(session.expected)  # sites whose message of the open step may still come
+        self._answered = 0  # messages of the open step that are in
         self._answered_before = 0  # how many that were in the step before
         self._gone: set[int] = set()
         self._progress = asyncio.Event()
@@ -73,11 +74,6 @@ class Attempt:
     def gone(self) -> frozenset[int]:
         """Sites that have left or were dropped."""
         return frozenset(self._gone)
-
-    @property
-    def awaited(self) -> frozenset[int]:
-        """Sites whose message of the open step is still to come and may still come."""
-        return frozenset(self._session.expected) - self._gone
 
     @property
     def is_over(self) -> bool:
@@ -115,8 +111,9 @@ class Attempt:
         """
         self.require_open(step, site)
         deliver(self._session)
-        self._answered.add(site)
-        if step is Step.ADVERTISE_KEYS and len(self._session.expected) == len(self.context.cohort) - 1:
+        self._missing.discard(site)
+        self._answered += 1
+        if step is Step.ADVERTISE_KEYS and self._answered == 1:
             self._on_first_keys()
         self._progress.set()
         try:
@@ -134,6 +131,7 @@ class Attempt:
         """Stop waiting for a site. What it has handed in already still counts."""
         if site in self.bytes_up and not self.is_over:
             self._gone.add(site)
+            self._missing.discard(site)
             self._progress.set()
 
     async def collect(self, step: Step, timeout_seconds: float) -> None:
@@ -142,7 +140,7 @@ class Attempt:
         That is at once when every site that can still answer has, or when too few are left; else at the deadline.
         """
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        while (awaited := self.awaited) and self._still_possible(step, awaited):
+        while self._missing and self._answered + len(self._missing) >= self._floor_of(step):
             self._progress.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -150,11 +148,7 @@ class Attempt:
             except TimeoutError:
                 break
         self._open = None
-        self._gone.update(self._session.expected)  # whoever did not answer is out of this attempt
-
-    def _still_possible(self, step: Step, awaited: Collection[int]) -> bool:
-        """Whether the answers that are here and those that may come are enough to go on."""
-        return len(self._answered) + len(awaited) >= self._floor_of(step)
+        self._gone.update(self._missing)  # whoever did not answer is out of this attempt
 
     def _floor_of(self, step: Step) -> int:
         """The fewest answers with which the session goes on from a step."""
@@ -172,7 +166,8 @@ class Attempt:
             self.may_have_released = True
         following = self._exchanges.index(step) + 1
         self._open = self._exchanges[following] if following < len(self._exchanges) else None
-        self._answered_before, self._answered = len(self._answered), set()
+        self._answered_before, self._answered = self._answered, 0
+        self._missing = set(self._session.expected) - self._gone
         if self._open is None:
             self._over.set()
         self._replies[step].set_result(reply)

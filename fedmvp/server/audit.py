@@ -18,7 +18,7 @@ from secure_agg.result import AggregationResult
 FILE_NAME = "audit.jsonl"
 
 ATTEMPTS_SKIPPED = 1000
-"""Attempt numbers left out at each start but the first: more than can lose their notes at once, of four thousand million."""
+"""Attempt numbers left out at each later start: more than can lose their notes at once, of four thousand million."""
 
 
 class AuditLog:

@@ -108,7 +108,9 @@ class Coordinator:
         failures = 0
         while not self._state.is_finished:
             cohort = await self._gather()
+            round_number = self._state.next_attempt[0]
             if self._state.skip_worn_out_round(len(cohort)):
+                self._events.emit("round-given-up", round=round_number, reason="no site would join one more attempt")
                 continue
             if await self._try_once(self._state.context(cohort)):
                 failures = 0

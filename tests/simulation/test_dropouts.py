@@ -318,6 +318,7 @@ def sparse_federation(n=104, *, colluders=1):
         n,
         dimension=4,
         colluders=colluders,
+        min_cohort=16,
         seeded=True,
         policy_changes={"dropout_permille": 100, "max_magnitude": 2**20},
     )

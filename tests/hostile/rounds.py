@@ -17,7 +17,7 @@ from secure_agg.client import ClientSession
 from secure_agg.dealing import AttemptSecrets
 from secure_agg.server import ServerSession
 from tests.simulation import federation as simulation
-from tests.simulation.federation import Federation, Releases
+from tests.simulation.federation import Federation, Releases, counter_randomness
 
 SPARSE_SITES = 101
 REVOKED_AFTER = 1  # the site whose id follows the cohort's is on the roster and revoked
@@ -59,7 +59,10 @@ SPARSE = (
 
 
 class Consortium(Federation):
-    """A federation on whose roster there is one revoked site more."""
+    """A federation on whose roster there is one revoked site more, and whose sites draw the same in every run.
+
+    What they draw differs from one context to another.
+    """
 
     def __post_init__(self) -> None:
         """Build it as a federation is built, with the longer roster."""
@@ -69,6 +72,12 @@ class Consortium(Federation):
 
         with patch.object(simulation, "make_roster", longer):
             super().__post_init__()
+
+    def client(self, site_id: int, **changed: Any) -> ClientSession:
+        """A session of one site, with anything about it changed."""
+        context = changed.get("context", self.context)
+        randomness = counter_randomness(f"site {site_id} in {context.hash.hex()}")
+        return super().client(site_id, **({"randomness": randomness} | changed))
 
     @property
     def sparse(self) -> bool:

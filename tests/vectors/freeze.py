@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def little_endian(vector: Any) -> bytes:
     return vector.astype(vector.dtype.newbyteorder("<")).tobytes()
 
 
+def listed(sites: Iterable[int]) -> str:
+    """Sites as words, which take one line."""
+    return " ".join(str(site) for site in sorted(sites))
+
+
 def private_values(site_id: int, *, sparse: bool) -> tuple[bytes, bytes, bytes]:
     """The encryption key, mask key and self mask that a seeded site draws, on a sparse graph after its nonce."""
     draw = counter_randomness(f"site {site_id}")
@@ -62,6 +68,9 @@ def describe_round(base: BaseRound, shown: int) -> dict[str, Any]:
     keys = private_values(shown, sparse=sparse)
     pair = AgreementKey(keys[1]).exchange(AgreementKey(private_values(other, sparse=sparse)[1]).public)
     return {
+        "policy": dataclasses.asdict(federation.policy),
+        "answers": {phase: listed(messages) for phase, messages in records.items()},
+        "inputs": {site: little_endian(vector) for site, vector in federation.inputs.items()},
         "roster_hash": federation.roster.hash,
         "context": dataclasses.asdict(federation.context),
         "context_hash": federation.context.hash,

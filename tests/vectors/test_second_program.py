@@ -91,6 +91,7 @@ def test_the_comparison_sees_one_changed_random_byte():
         heads=changed.heads,
         inputs=changed.inputs,
         answers=changed.answers,
+        exchange=naive.borrowed_x25519,
     )
     found = differences(base, again)
     assert {("keys", 11), "T1 or G", "T2"} <= found

@@ -178,8 +178,8 @@ class Crowd:
                 connection.send((phase, answering, message))
             waiting[connection] = len(answering)
         while waiting := {connection: left for connection, left in waiting.items() if left}:
-            for connection in wait(list(waiting)):
-                assert isinstance(connection, Connection)
+            ready = wait(list(waiting))
+            for connection in (connection for connection in waiting if connection in ready):
                 yield connection.recv()
                 waiting[connection] -= 1
                 self._progress.add(phase, work_of_one)

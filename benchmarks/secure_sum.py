@@ -1,165 +1,274 @@
-"""The secure sum in one process: milliseconds by phase, bytes a float, and masking as a share of the cipher's own rate.
+"""The secure sum by itself, beside Flower's SecAgg+ on the same cores: seconds of a whole round, and its lower bound.
 
-    python benchmarks/secure_sum.py [--floats 1000000] [--rounds 5]
+    python benchmarks/secure_sum.py [--peer-venv DIR] [--rows 1000000x5,5000000x10] [--runs 5] [--json]
 
-Every site and the server run one after another in one thread and the exact sum is asserted. Times are of the processor,
-so that a busy machine changes them little. A phase's time at a site is that of one site, at the server that of all
-sites' messages together; the fastest of the rounds is shown for each. Nothing is sent: a network's time is apart. The
-last columns compare the rate at which masks are generated and added with that of AES-256-CTR alone, measured in turns.
+Needs numpy and cryptography only. Every site and the server run one after another in one process: what a row counts is
+everything between floats at the sites and the decoded sum at the server, and the exact sum is asserted after it. The
+other parts, each with a switch of its own: masking against the cipher, bytes a float, the server's memory, and cohorts
+of up to a thousand sites on the sparse graph.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
-import time
-from collections import defaultdict
-from collections.abc import Callable
+import json
+import os
+import platform
+import statistics
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that a checkout is enough
 
-from secure_agg.client import ClientSession
-from secure_agg.context import RoundContext
-from secure_agg.keys import SigningKey
-from secure_agg.masks import CHUNK_BYTES, add_mask
-from secure_agg.policy import SecureSumPolicy
-from secure_agg.ring import encode
-from secure_agg.roster import Roster, RosterEntry
-from secure_agg.server import ServerSession
+from benchmarks.crowd import crowd_row  # noqa: E402
+from benchmarks.floor import cipher_rate, masking_row, round_keystream_bytes  # noqa: E402
+from benchmarks.peer import Peer, PeerLimitError, PeerMissingError  # noqa: E402
+from benchmarks.rounds import Consortium, normal_update, run_round  # noqa: E402
+from benchmarks.server_memory import memory_row  # noqa: E402
 
-CASES = ((3, 0), (5, 0), (5, 1), (10, 0), (10, 1))  # sites, and how many of them drop before their masked input
-SITE_PHASES = ("keys", "shares", "mask", "confirm", "unmask")
-
-
-class Clock:
-    """Adds up processor seconds under names."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def time(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Call something and add what it took to a name."""
-        start = time.process_time()
-        result = call(*arguments)
-        self.seconds[name] += time.process_time() - start
-        return result
+ROWS = "1000000x5,5000000x10,1000x100"
+PEER_ONCE_CLIENTS = 50  # from here on the peer takes minutes a round and is run once
+BYTES_ROWS = ((32, 4.05), (16, 2.05))  # ring bits, and the most bytes a float
+MEMORY_CLIENTS = (5, 50)
+MASKING_FLOATS = (1_000_000, 10_000_000)
+MASKING_NEIGHBOURS = (0, 4, 9, 19)
+CROWDS = (100, 300, 1_000)
 
 
-def wire_bytes(value: Any) -> int:
-    """Count the content of a message: its bytes, and four for every integer."""
-    if isinstance(value, bytes):
-        return len(value)
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if isinstance(value, tuple):
-        return sum(wire_bytes(item) for item in value)
-    if dataclasses.is_dataclass(value):
-        return sum(wire_bytes(getattr(value, field.name)) for field in dataclasses.fields(value))
-    return 4
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every row of one run."""
+
+    runs: int
+    cores: tuple[int, ...]
+    wire: bool
+    peer_environment: Path | None
+    peer_limit_s: float
+
+    def described(self) -> dict[str, Any]:
+        """The settings and versions for the output."""
+        return {
+            "runs": self.runs,
+            "cores": list(self.cores),
+            "messages": "as bytes and back" if self.wire else "handed over in memory",
+            "peer_limit_s": self.peer_limit_s,
+            "python": platform.python_version(),
+            "numpy": version("numpy"),
+            "cryptography": version("cryptography"),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        }
 
 
-def one_round(n: int, floats: int, drops: int) -> tuple[Clock, float]:
-    """Run the whole protocol once; the last ``drops`` sites fall silent before their masked input."""
-    signing = {site: SigningKey.generate() for site in range(1, n + 1)}
-    entries = (
-        RosterEntry(site, f"s{site}", f"o{site}", key.verify_key, hashlib.sha256(b"%d" % site).digest())
-        for site, key in signing.items()
-    )
-    roster = Roster(1, tuple(entries))
-    policy = SecureSumPolicy.from_range(
-        value_range=4.0, colluders=1, min_cohort=3, min_honest=2, max_cohort=n, dimension=floats
-    )
-    zero = bytes(32)
-    context = RoundContext(
-        "bench", 1, 1, zero, roster.hash, zero, roster.active_ids, policy.threshold(n), 1, 32, floats
-    )
-    common = {"policy": policy, "roster": roster, "context": context}
-    clients = {
-        site: ClientSession(site_id=site, signing_key=key, ledger_head=zero, **common) for site, key in signing.items()
+def say(text: str) -> None:
+    """Tell the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def round_row(floats: int, clients: int, settings: Settings) -> dict[str, Any]:
+    """Run one row: ours and the peer in turns, medians of both."""
+    consortium = Consortium.enrol(clients, floats)
+    updates = {site: normal_update(site, floats) for site in consortium.cohort}
+    threshold = consortium.context.threshold
+    rate = cipher_rate(len(settings.cores))
+    outcomes, answers = [], []
+    row: dict[str, Any] = {"floats": floats, "clients": clients}
+    with ExitStack() as stack:
+        arguments = [f"--floats={floats}", f"--clients={clients}", f"--threshold={threshold}"]
+        peer = start_peer(arguments, settings, stack)
+        row["peer"] = peer.version if peer else None
+        run_round(Consortium.enrol(3, 1_000), {site: normal_update(site, 1_000) for site in (1, 2, 3)})
+        for number in range(settings.runs):
+            say(f"{floats:,} floats, {clients} clients: run {number + 1} of {settings.runs}")
+            outcomes.append(run_round(consortium, updates, wire=settings.wire))
+            if peer is None or (number and clients >= PEER_ONCE_CLIENTS):
+                continue
+            try:
+                answers.append(peer.round(settings.peer_limit_s))
+            except PeerLimitError:
+                say(f"the peer was stopped after {settings.peer_limit_s:g} s")
+                row["peer_over_s"], peer = settings.peer_limit_s, None
+                stack.close()
+    peer_seconds = [answer["seconds"] for answer in answers]
+    ours = [outcome.seconds for outcome in outcomes]
+    keystream = round_keystream_bytes(clients, clients - 1, consortium.policy.length * consortium.policy.dtype.itemsize)
+    row |= {
+        "threshold": threshold,
+        "ours_s": statistics.median(ours),
+        "ours_spread_s": [min(ours), max(ours)],
+        "ours_published_s": statistics.median(outcome.published_seconds for outcome in outcomes),
+        "ours_parts_s": {name: statistics.median(o.parts[name] for o in outcomes) for name in outcomes[0].parts},
+        "peer_s": statistics.median(peer_seconds) if peer_seconds and "peer_over_s" not in row else None,
+        "peer_spread_s": [min(peer_seconds), max(peer_seconds)] if peer_seconds else None,
+        "peer_runs": len(answers),
+        "peer_bytes_per_float": answers[0]["bytes_per_float"] if answers else None,
+        "ours_processor_s": statistics.median(outcome.processor_seconds for outcome in outcomes),
+        "peer_processor_s": statistics.median(a["processor_seconds"] for a in answers) if answers else None,
+        "floor_s": keystream / rate,
+        "bytes_per_float": outcomes[0].bytes_sent / floats,
+        "cipher_gigabytes_per_s": rate / 1e9,
     }
-    server, clock, sent = ServerSession(**common), Clock(), 0
-    values = np.random.default_rng(0).normal(0, 0.1, floats)
-    vector = clock.time("encode", encode, policy, values)
-
-    def collect(phase: str, make: Callable[[int], Any], receive: Callable[[Any], None], sites: tuple[int, ...]) -> None:
-        nonlocal sent
-        for site in sites:
-            message = clock.time(f"site {phase}", make, site)
-            sent += wire_bytes(message) if site == 1 else 0
-            clock.time(f"server {phase}", receive, message)
-
-    collect("keys", lambda s: clients[s].advertise_keys(), server.receive_advertise_keys, server.expected)
-    keys = clock.time("server keys", server.close_advertise_keys)
-    collect("shares", lambda s: clients[s].receive_peer_keys(keys), server.receive_share_keys, server.expected)
-    shares = clock.time("server shares", server.close_share_keys)
-
-    def mask(site: int) -> Any:
-        clients[site].receive_peer_shares(shares[site])
-        return clients[site].masked_input(vector)
-
-    alive = server.expected[: n - drops]
-    collect("mask", mask, server.receive_masked_input, alive)
-    survivors = clock.time("server mask", server.close_masked_inputs)
-    collect("confirm", lambda s: clients[s].receive_survivors(survivors), server.receive_confirmation, alive)
-    signed = clock.time("server confirm", server.close_confirmations)
-    collect("unmask", lambda s: clients[s].receive_confirmations(signed), server.receive_unmask_shares, alive)
-    result = clock.time("server unmask", server.close_unmask)
-    expected = vector * np.uint32(n - drops)
-    if not np.array_equal(result.total, expected):
-        raise SystemExit("the sum is wrong")
-    for phase in SITE_PHASES:
-        answered = n if phase in ("keys", "shares") else n - drops
-        clock.seconds[f"one site {phase}"] = clock.seconds[f"site {phase}"] / answered
-    return clock, sent / floats
+    row["ratio"] = row["peer_s"] / row["ours_s"] if row["peer_s"] else None
+    return row
 
 
-def rates(floats: int) -> tuple[float, float]:
-    """Return the rate of masking and of AES-256-CTR alone, in GB/s, measured in turns."""
-    vector, seed = np.zeros(floats, dtype=np.uint32), bytes(range(32))
-    zeros, out = bytes(CHUNK_BYTES), bytearray(CHUNK_BYTES + 15)
-    best = [float("inf"), float("inf")]
-    for _ in range(15):
-        start = time.perf_counter()
-        add_mask(vector, seed)
-        middle = time.perf_counter()
-        cipher = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-        for _ in range(vector.nbytes // CHUNK_BYTES):
-            cipher.update_into(zeros, out)
-        end = time.perf_counter()
-        best = [min(best[0], middle - start), min(best[1], end - middle)]
-    whole = vector.nbytes // CHUNK_BYTES * CHUNK_BYTES
-    return vector.nbytes / best[0] / 1e9, whole / best[1] / 1e9
+def start_peer(arguments: list[str], settings: Settings, stack: ExitStack) -> Peer | None:
+    """Start the peer for one row; None, said loudly, where it is missing."""
+    if settings.peer_environment is None:
+        say("NO PEER: nothing to compare with. Give --peer-venv a virtual environment that holds flwr 1.41.0.")
+        return None
+    try:
+        return stack.enter_context(Peer(settings.peer_environment, arguments + ["--wire"] * settings.wire))
+    except PeerMissingError as missing:
+        say(f"NO PEER: {missing}. Make one with: python3 -m venv DIR && DIR/bin/pip install flwr==1.41.0")
+        return None
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--floats", type=int, default=1_000_000, help="length of every vector")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each kind")
-    arguments = parser.parse_args()
-    site_heads = "".join(f"{phase:>9}" for phase in SITE_PHASES)
-    print(f"secure sum of {arguments.floats:,} floats, processor milliseconds; one site | server for all sites")
-    print(
-        f"{'n':>3}{'drop':>5} |{site_heads} |{site_heads} |{'whole':>8}{'B/float':>9}{'mask':>7}{'AES':>6}{'ratio':>7}"
-    )
-    for n, drops in CASES:
-        runs = [one_round(n, arguments.floats, drops) for _ in range(arguments.rounds)]
-        up = runs[0][1]
-        fastest = {name: min(run[0].seconds[name] for run in runs) for name in runs[0][0].seconds}
-        masking, cipher = rates(arguments.floats)
-        site = "".join(f"{fastest[f'one site {phase}'] * 1e3:9.1f}" for phase in SITE_PHASES)
-        server = "".join(f"{fastest[f'server {phase}'] * 1e3:9.1f}" for phase in SITE_PHASES)
-        figures = f"{total(fastest) * 1e3:8.0f}{up:9.4f}{masking:7.2f}{cipher:6.2f}{masking / cipher:7.2f}"
-        print(f"{n:>3}{drops:>5} |{site} |{server} |{figures}")
-    print("whole: all sites and the server one after another; mask, AES: GB/s; ratio: masking over AES-256-CTR alone")
+def bytes_row(ring_bits: int, limit: float, floats: int = 1_000_000, clients: int = 20) -> dict[str, Any]:
+    """Count everything that one site sends."""
+    consortium = Consortium.enrol(clients, floats, ring_bits=ring_bits)
+    outcome = run_round(consortium, {site: normal_update(site, floats) for site in consortium.cohort})
+    return {
+        "floats": floats,
+        "clients": clients,
+        "ring_bits": ring_bits,
+        "bytes_per_float": outcome.bytes_sent / floats,
+        "limit": limit,
+    }
 
 
-def total(seconds: dict[str, float]) -> float:
-    """Seconds of the whole protocol, every site and the server one after another."""
-    return sum(seconds[f"{side} {phase}"] for side in ("site", "server") for phase in SITE_PHASES)
+def show(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, str, str]]) -> str:
+    """Lay out rows under a title; a column is its head, its key and its format."""
+    cells = [[head for head, _, _ in columns]]
+    cells += [["-" if row[key] is None else format(row[key], form) for _, key, form in columns] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
+    return "\n".join([title, *("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)])
+
+
+COLUMNS: dict[str, list[tuple[str, str, str]]] = {
+    "rows": [
+        ("floats", "floats", ",d"),
+        ("clients", "clients", "d"),
+        ("t", "threshold", "d"),
+        ("ours s", "ours_s", ".3f"),
+        ("Flower s", "peer_s", ".3f"),
+        ("ratio", "ratio", ".1f"),
+        ("floor s", "floor_s", ".3f"),
+        ("with publication s", "ours_published_s", ".3f"),
+        ("bytes a float", "bytes_per_float", ".3f"),
+    ],
+    "masking": [
+        ("floats", "floats", ",d"),
+        ("masks", "masks", "d"),
+        ("threads", "threads", "d"),
+        ("masking s", "masking_s", ".4f"),
+        ("cipher s", "floor_s", ".4f"),
+        ("ratio", "ratio", ".2f"),
+        ("GB/s", "gigabytes_per_s", ".2f"),
+    ],
+    "bytes": [
+        ("floats", "floats", ",d"),
+        ("clients", "clients", "d"),
+        ("ring bits", "ring_bits", "d"),
+        ("bytes a float, up", "bytes_per_float", ".4f"),
+        ("at most", "limit", ".2f"),
+    ],
+    "memory": [
+        ("floats", "floats", ",d"),
+        ("clients", "clients", "d"),
+        ("peak MB above the start", "peak_megabytes", ".1f"),
+        ("in vectors", "peak_vectors", ".2f"),
+    ],
+    "sparse": [
+        ("clients", "clients", "d"),
+        ("graph", "graph", "s"),
+        ("degree", "degree", "d"),
+        ("dropped", "dropped", "d"),
+        ("keys+shares ms", "keys_and_shares_ms", ".1f"),
+        ("masks ms", "masks_ms", ".1f"),
+        ("signature checks ms", "checks_ms", ".1f"),
+        ("number", "checks", "d"),
+        ("other ms", "other_ms", ".1f"),
+        ("server s", "server_s", ".2f"),
+        ("of it checks s", "server_checks_s", ".2f"),
+        ("wall s", "wall_s", ".1f"),
+    ],
+}
+TITLES = {
+    "rows": "A whole round, every site and the server in turn (medians)",
+    "masking": "Masking one vector against AES-256-CTR alone (medians, in turns)",
+    "bytes": "Everything that one site sends",
+    "memory": "The server's process, one client at a time beside it",
+    "sparse": "Many simulated clients, 5 % of them dropping (processor time of one client)",
+}
+
+
+def parse_rows(text: str) -> list[tuple[int, int]]:
+    """Read FLOATSxCLIENTS,..."""
+    try:
+        rows = [tuple(map(int, item.split("x"))) for item in text.split(",")]
+        return [(floats, clients) for floats, clients in rows]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not like 1000000x5,1000x100") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--rows", type=parse_rows, default=parse_rows(ROWS), help=f"floats x clients; default {ROWS}")
+    made.add_argument("--runs", type=int, default=5, help="runs of each row; the median is shown")
+    made.add_argument("--cores", type=int, default=1, help="cores that ours and the peer are both held to")
+    made.add_argument("--wire", action="store_true", help="turn every message into bytes and back, on both sides")
+    made.add_argument("--peer-venv", type=Path, help="virtual environment that holds flwr 1.41.0")
+    made.add_argument("--peer-limit-s", type=float, default=600.0, help="longest round of the peer")
+    made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    made.add_argument("--masking", action="store_true", help="masking against the cipher instead of the rows")
+    made.add_argument("--bytes", action="store_true", help="bytes a float at 32 and 16 bits instead of the rows")
+    made.add_argument("--memory", action="store_true", help="the server's peak memory instead of the rows")
+    made.add_argument("--sparse", action="store_true", help="cohorts of 100, 300 and 1,000 instead of the rows")
+    made.add_argument("--sparse-clients", type=lambda text: tuple(map(int, text.split(","))), default=CROWDS)
+    made.add_argument("--sparse-floats", type=int, default=100_000)
+    made.add_argument("--all", action="store_true", help="every part")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    every_core = sorted(os.sched_getaffinity(0))
+    cores = tuple(every_core[-options.cores :])
+    settings = Settings(options.runs, cores, options.wire, options.peer_venv, options.peer_limit_s)
+    chosen = {name for name in ("masking", "bytes", "memory", "sparse") if getattr(options, name) or options.all}
+    output: dict[str, Any] = {"settings": settings.described()}
+    if options.all or not chosen:
+        os.sched_setaffinity(0, cores)
+        output["rows"] = [round_row(floats, clients, settings) for floats, clients in options.rows]
+        os.sched_setaffinity(0, every_core)
+    if "masking" in chosen:
+        output["masking"] = [
+            masking_row(floats, neighbours + 1, threads, options.runs)
+            for floats in MASKING_FLOATS
+            for threads in sorted({1, len(every_core)})
+            for neighbours in MASKING_NEIGHBOURS
+        ]
+    if "bytes" in chosen:
+        output["bytes"] = [bytes_row(ring_bits, limit) for ring_bits, limit in BYTES_ROWS]
+    if "memory" in chosen:
+        output["memory"] = [memory_row(clients, say) for clients in MEMORY_CLIENTS]
+    if "sparse" in chosen:
+        output["sparse"] = [crowd_row(n, options.sparse_floats, every_core, say) for n in options.sparse_clients]
+    if options.json:
+        print(json.dumps(output))
+        return
+    print(", ".join(f"{name} {value}" for name, value in output["settings"].items()))
+    for name in (name for name in COLUMNS if name in output):
+        print("\n" + show(TITLES[name], output[name], COLUMNS[name]))
+        if name == "memory":
+            few, many = (row["peak_vectors"] for row in output["memory"])
+            print(f"difference: {many - few:.2f} vectors")
 
 
 if __name__ == "__main__":

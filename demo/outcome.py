@@ -145,6 +145,6 @@ def check_sums(folder: Path, policy: SecureSumPolicy, roster_names: dict[int, st
         sent = [np.load(folder / roster_names[site] / f"sent-{number:05d}.npy") for site in survivors]
         exact = np.sum([vector.view(f"i{vector.itemsize}").astype(np.int64) for vector in sent], axis=0)
         decoded = decode_sum(policy, total, len(survivors))
-        largest = max(largest, float(np.abs(decoded - exact / 2.0**policy.fraction_bits).max()))
+        largest = max(largest, float(np.abs(decoded.values - exact / 2.0**policy.fraction_bits).max()))
         checked[number] = True
     return largest, len(checked)

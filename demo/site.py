@@ -12,7 +12,6 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from fedmvp.cli.program import configure_logging, report
 from fedmvp.client.runner import run_client
 from fedmvp.study.config import load_client_config
 from secure_agg.client import ClientSession
-from secure_agg.messages import MaskedInput
+from secure_agg.messages import MaskedInput, PublishedSum
+from secure_agg.release import ReleaseRegister
+from secure_agg.ring import DecodedSum
 
 
 class WrittenSession(ClientSession):
@@ -41,18 +42,19 @@ class WrittenSession(ClientSession):
         self._dies = session["context"].round == die_in_round
         self._round = int(session["context"].round)
 
-    def masked_input(self, vector: NDArray[Any]) -> MaskedInput:
+    def masked_input(self, vector: NDArray[Any], releases: ReleaseRegister) -> MaskedInput:
         """Write the input down, then mask it."""
         np.save(self._folder / f"sent-{self._round:05d}.npy", vector)
-        masked = super().masked_input(vector)
+        masked = super().masked_input(vector, releases)
         if self._dies:  # keys and shares are out, the budget is charged, nothing of the vector has left
             os.kill(os.getpid(), signal.SIGKILL)
         return masked
 
-    def receive_result(self, total: NDArray[Any], survivors: Sequence[int]) -> NDArray[np.float64]:
+    def receive_result(self, message: PublishedSum) -> DecodedSum:
         """Write the published sum down, then check it."""
-        np.savez(self._folder / f"published-{self._round:05d}.npz", total=total, survivors=np.asarray(survivors))
-        return super().receive_result(total, survivors)
+        survivors = np.asarray(message.survivors)
+        np.savez(self._folder / f"published-{self._round:05d}.npz", total=message.total, survivors=survivors)
+        return super().receive_result(message)
 
 
 def main() -> None:

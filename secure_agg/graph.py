@@ -87,6 +87,7 @@ def _ceil_log2(value: int) -> int:
 
 def _exceeded_rarely(population: int, marked: int, draws: int, bits: int) -> int:
     """Return the smallest a with P[more than a marked among the draws] <= 2^-bits, drawing without replacement."""
+    marked = min(marked, population)
     total, tail, a = comb(population, draws), 0, min(marked, draws)
     while a > 0:
         tail += comb(marked, a) * comb(population - marked, draws - a)

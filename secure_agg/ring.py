@@ -7,6 +7,7 @@ input was not one. Without weights W is 1 and nothing but the vector is sent.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from secure_agg.errors import AggregationAborted, LocalProtocolError
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.transitions import Step
 
-BLOCK_VALUES = 16 * 1024  # values encoded at a time, so that every step finds them in the cache
+BLOCK_VALUES = 32 * 1024  # values encoded at a time, so that every step finds them in the cache
 
 Reals = NDArray[np.floating[Any]]
 
@@ -82,25 +83,37 @@ def encode_with_count(policy: SecureSumPolicy, values: Reals, *, weight: int | N
 
 def _encode_block(policy: SecureSumPolicy, block: Reals, out: NDArray[Any], weight: int) -> int:
     """Encode a few values into signed ring elements; return how many were saturated."""
-    with np.errstate(over="ignore"):  # an overflow to infinity saturates like any other large value
-        scaled = np.multiply(block, 2.0**policy.fraction_bits, dtype=np.float64)
-    lowest, highest = float(scaled.min()), float(scaled.max())
-    limit, saturated = float(policy.max_magnitude), 0
-    if not (-limit <= lowest and highest <= limit):  # also where one is not a number
-        if not np.isfinite(block).all():
-            raise LocalProtocolError(
-                "the vector to encode holds a value that is not a finite number",
-                remedy="replace non-finite gradients by zero and clamp to the value range before adding noise",
-            )
-        saturated = int(np.count_nonzero(np.abs(np.rint(scaled)) > limit))
-        np.clip(scaled, -limit, limit, out=scaled)
+    limit = float(policy.max_magnitude)
+    if limit > policy.max_magnitude:  # M has more than 53 bits: the largest double that is not above it
+        limit = math.nextafter(limit, 0.0)
+    # Times a power of two is exact in float32 too, unless it overflows: then the block is done again in float64.
+    scaled, fits = _scaled(block, policy.fraction_bits, limit, np.float32 if block.dtype == np.float32 else np.float64)
+    if not fits and scaled.dtype == np.float32:
+        scaled, fits = _scaled(block, policy.fraction_bits, limit, np.float64)
+    if not fits and not np.isfinite(block).all():
+        raise LocalProtocolError(
+            "the vector to encode holds a value that is not a finite number",
+            remedy="replace non-finite gradients by zero and clamp to the value range before adding noise",
+        )
     np.rint(scaled, out=scaled)
-    # Above 2^53 float(M) may lie beside M: the integer clip decides. It fits, as M < 2^62 for 3 sites or more.
-    integers = scaled.astype(np.int64) if limit != policy.max_magnitude or policy.ring_bits == 64 else scaled
-    if limit != policy.max_magnitude:
-        np.clip(integers, -policy.max_magnitude, policy.max_magnitude, out=integers)
-    np.multiply(integers, weight, out=out, casting="unsafe")
+    saturated = 0
+    if fits:
+        np.copyto(out, scaled, casting="unsafe")
+    else:
+        above, below = scaled > limit, scaled < -limit
+        np.copyto(out, np.clip(scaled, -limit, limit), casting="unsafe")
+        out[above], out[below] = policy.max_magnitude, -policy.max_magnitude
+        saturated = int(np.count_nonzero(above) + np.count_nonzero(below))
+    if weight != 1:
+        np.multiply(out, weight, out=out)  # stays within the ring: the policy has room for every site's weight
     return saturated
+
+
+def _scaled(block: Reals, fraction_bits: int, limit: float, dtype: type[np.floating[Any]]) -> tuple[Reals, bool]:
+    """Return a block times 2^fraction_bits, and whether all of it lies within a limit; not if one is not a number."""
+    with np.errstate(over="ignore"):  # an overflow to infinity saturates like any other large value
+        scaled = np.multiply(block, dtype(2.0**fraction_bits), dtype=dtype)
+    return scaled, -limit <= float(scaled.min()) and float(scaled.max()) <= limit
 
 
 def _check_weight(policy: SecureSumPolicy, weight: int | None) -> None:
@@ -110,9 +123,9 @@ def _check_weight(policy: SecureSumPolicy, weight: int | None) -> None:
             raise LocalProtocolError(
                 "a weight was given and the policy has none", remedy="leave it out, or sign a policy with max_weight"
             )
-    elif weight is None or not 1 <= weight <= policy.max_weight:
+    elif not isinstance(weight, int) or not 1 <= weight <= policy.max_weight:
         raise LocalProtocolError(
-            f"the weight {weight} is not between 1 and {policy.max_weight}",
+            f"the weight {weight} is not a whole number between 1 and {policy.max_weight}",
             remedy="use the coarse size that the roster states for this site, cut to the policy's max_weight",
         )
 

@@ -148,7 +148,8 @@ def _from_libraries(error: Exception) -> UserError | None:
     ]
     for kind, remedy, code in remedies:
         if isinstance(error, kind):
-            return UserError(str(error), remedy=remedy, exit_code=code)
+            own = error.remedy if isinstance(error, SecureAggregationError) else ""
+            return UserError(str(error).removesuffix(f"; {own}"), remedy=own or remedy, exit_code=code)
     return None
 
 

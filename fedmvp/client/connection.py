@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
 import grpc
-from numpy.typing import NDArray
 
 from fedmvp.client.errors import CoordinatorAwayError, RoundLostError
 from fedmvp.errors import ExitCode, UserError
@@ -48,22 +47,18 @@ _STRANGER = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
 
 @dataclass(frozen=True, eq=False)
-class PublishedSum:
+class Publication:
     """What the coordinator published for an attempt.
 
     Args:
-        total: ring elements (d,).
-        survivors: the sites in it, ascending.
+        message: the sum, its survivors and the hash of the round, for the session to check.
         sum_hash: hash the coordinator gave for the total (32 bytes).
         next_model_hash: hash of the state that follows (32 bytes).
-        transcript_hash: of the round in the coordinator's audit log (32 bytes).
     """
 
-    total: NDArray[Any]
-    survivors: tuple[int, ...]
+    message: sa.PublishedSum
     sum_hash: bytes
     next_model_hash: bytes
-    transcript_hash: bytes
 
 
 class Connection:
@@ -105,7 +100,7 @@ class Connection:
             return RoundCall(self, self._stub.AwaitRound(request, metadata=self._metadata))
 
     def exchanges(self, round_number: int, attempt: int, *, training_seconds: float, phase_seconds: float) -> Exchanges:
-        """The five exchanges of one attempt."""
+        """The exchanges of one attempt."""
         return Exchanges(
             self,
             codec.round_id_to_wire(round_number, attempt),
@@ -175,7 +170,7 @@ class RoundCall:
 
 
 class Exchanges:
-    """The five exchanges of one attempt, each once."""
+    """The exchanges of one attempt, each once."""
 
     def __init__(
         self, connection: Connection, round_id: sums.RoundId, *, keys_seconds: float, phase_seconds: float
@@ -193,6 +188,13 @@ class Exchanges:
         with failures_explained(self._endpoint):
             reply = self._stub.AdvertiseKeys(request, timeout=self._keys_seconds, metadata=self._metadata)
         return codec.peer_keys_from_wire(reply)
+
+    def reveal_nonce(self, message: sa.GraphNonce) -> sa.PeerNonces:
+        """Phase 1b, on a sparse graph."""
+        request = codec.nonce_to_wire(message, self._id)
+        with failures_explained(self._endpoint):
+            reply = self._stub.RevealNonce(request, timeout=self._phase_seconds, metadata=self._metadata)
+        return codec.peer_nonces_from_wire(reply)
 
     def share_keys(self, message: sa.ShareKeys) -> sa.PeerShares:
         """Phase 2."""
@@ -224,14 +226,15 @@ class Exchanges:
             reply = self._stub.ConfirmSurvivors(request, timeout=self._phase_seconds, metadata=self._metadata)
         return codec.confirmations_from_wire(reply)
 
-    def unmask(self, message: sa.UnmaskShares, policy: SecureSumPolicy) -> PublishedSum:
+    def unmask(self, message: sa.UnmaskShares, policy: SecureSumPolicy) -> Publication:
         """Phase 5, and the published sum.
 
         Raises:
             WireError: what is published is not a vector of this study.
+            RemoteProtocolError: its header is malformed.
         """
         request = codec.unmask_to_wire(message, self._id)
-        assembler = Assembler(policy.dimension * policy.ring_bits // 8)
+        assembler = Assembler(policy.length * policy.ring_bits // 8)
         with failures_explained(self._endpoint):
             parts = self._stub.Unmask(request, timeout=self._phase_seconds, metadata=self._metadata)
             first = next(parts, None)
@@ -240,12 +243,14 @@ class Exchanges:
             for part in parts:
                 assembler.add(part.chunk)
         header = first.header
-        return PublishedSum(
-            total=ring_array(assembler, policy.ring_bits),
-            survivors=tuple(header.survivors),
+        return Publication(
+            message=sa.PublishedSum(
+                total=ring_array(assembler, policy.ring_bits),
+                survivors=tuple(header.survivors),
+                transcript_hash=header.transcript_hash,
+            ),
             sum_hash=header.sum_hash,
             next_model_hash=header.next_model_hash,
-            transcript_hash=header.transcript_hash,
         )
 
     def abort(self, message: sa.Abort) -> None:

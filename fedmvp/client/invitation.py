@@ -57,8 +57,10 @@ def read_invitation(announcement: pb.Announcement, call: RoundCall, layout: Stat
         threshold=announcement.threshold,
         colluders=announcement.colluders,
         ring_bits=announcement.ring_bits,
-        dimension=announcement.dimension,
+        length=announcement.length,
         graph=text(announcement.graph, "graph"),
+        degree=announcement.degree,
+        share_threshold=announcement.share_threshold,
     )
     tensors = layout.unpack(call.read_model(layout.n_bytes))
     try:

@@ -1,7 +1,7 @@
 """One attempt at one round, from the announcement to the verified sum.
 
-The order of effects is this module's whole point: everything that may refuse comes before the charge, the charge and
-the release mark are on disk before the masked vector exists, and only then is it sent.
+The order of effects is this module's whole point: everything that may refuse comes before the charge, the charge, which
+is also the release mark, is on disk before the masked vector is handed out, and only then is it sent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from fedmvp.client.connection import Exchanges, PublishedSum
+from fedmvp.client.connection import Exchanges, Publication
 from fedmvp.client.errors import CoordinatorAwayError, RoundLostError
 from fedmvp.client.invitation import Invitation
 from fedmvp.client.past import Past
@@ -28,6 +28,7 @@ from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.aggregate import ServerState, apply_sum
 from fedmvp.training.from_policy import server_optimizer_of
 from privacy.ledger import Ledger
+from privacy.token import ReleaseToken
 from secure_agg import messages as sa
 from secure_agg.client import ClientSession
 from secure_agg.context import RoundContext, validate_context
@@ -97,6 +98,38 @@ class Site:
         return self.credentials.entry.site_id
 
 
+class LedgerReleases:
+    """The privacy ledger as the secure sum's register of released rounds: to mark a round is to charge it.
+
+    Args:
+        ledger: the open ledger of the site's records.
+        policy: says what a round costs.
+    """
+
+    def __init__(self, ledger: Ledger, policy: StudyPolicy) -> None:
+        self._ledger = ledger
+        self._policy = policy
+        self._token: ReleaseToken | None = None
+
+    def mark(self, run_id: str, round_number: int) -> None:
+        """Charge a round and mark it as released, durably, in one entry.
+
+        Raises:
+            BudgetExceeded: nothing was charged.
+            AlreadyReleased: the round was charged before.
+            LedgerError: the ledger could not be written.
+        """
+        parameters = self._policy.privacy_parameters()
+        self._token = self._ledger.reserve(run_id, round_number, parameters, self._policy.hash)
+
+    def consume(self) -> None:
+        """Use up the permission to send, once; RuntimeError if nothing was charged."""
+        if self._token is None:
+            raise RuntimeError("a masked vector is out and nothing was charged for it")
+        token, self._token = self._token, None
+        token.consume()
+
+
 def take_part(site: Site, invitation: Invitation, exchanges: Exchanges) -> ServerState:
     """Carry one attempt through.
 
@@ -142,7 +175,7 @@ def take_part(site: Site, invitation: Invitation, exchanges: Exchanges) -> Serve
         _leave(session, exchanges, sa.AbortCode.LOCAL_FAILURE)
         raise
     site.past.finished(context, published, session.peer_ledger_heads, site.ledger.head)
-    site.report("published", round=context.round, survivors=published.survivors)
+    site.report("published", round=context.round, survivors=published.message.survivors)
     return following
 
 
@@ -206,7 +239,7 @@ def _train(site: Site, invitation: Invitation) -> NDArray[Any]:
         vector, saturated = encode_with_count(site.policy.secure_sum(site.source.dimension), update)
     except LocalProtocolError as error:
         raise UserError(
-            f"the update of round {context.round} cannot be sent: {error}",
+            f"the update of round {context.round} cannot be sent: {error.args[0]}",
             remedy="nothing was charged or sent; check the images and lower [training] learning_rate in the next study",
             exit_code=ExitCode.CONFIG,
         ) from error
@@ -217,18 +250,21 @@ def _train(site: Site, invitation: Invitation) -> NDArray[Any]:
 
 def _exchange(
     site: Site, context: RoundContext, session: ClientSession, exchanges: Exchanges, vector: NDArray[Any]
-) -> PublishedSum:
-    """The five exchanges, with the charge where it belongs."""
+) -> Publication:
+    """The exchanges, with the charge where it belongs."""
     peer_keys = exchanges.advertise_keys(session.advertise_keys())
-    shares = session.receive_peer_keys(peer_keys)
+    if session.state is ClientState.KEYS_COMMITTED:  # a sparse graph
+        shares = session.receive_peer_nonces(exchanges.reveal_nonce(session.reveal_nonce(peer_keys)))
+    else:
+        shares = session.receive_peer_keys(peer_keys)
     for peer in site.past.rolled_back(session.peer_ledger_heads):
         name = site.credentials.study.roster.entry(peer).name
         log.warning("a site shows an older ledger than before: a copy was put back", site=name, round=context.round)
         site.report("ledger-rolled-back", round=context.round, site=name)
     session.receive_peer_shares(exchanges.share_keys(shares))
-    token = site.ledger.reserve(context.run_id, context.round, site.policy.privacy_parameters(), site.policy.hash)
-    masked = session.masked_input(vector)
-    token.consume()
+    releases = LedgerReleases(site.ledger, site.policy)
+    masked = session.masked_input(vector, releases)
+    releases.consume()
     site.report("released", round=context.round)
     survivors = exchanges.submit_masked_input(masked)
     confirmations = exchanges.confirm_survivors(session.receive_survivors(survivors))
@@ -237,12 +273,13 @@ def _exchange(
 
 
 def _verify_published(
-    site: Site, invitation: Invitation, session: ClientSession, published: PublishedSum
+    site: Site, invitation: Invitation, session: ClientSession, published: Publication
 ) -> ServerState:
     """Recompute the next state from the published sum and compare it with the one the coordinator names."""
-    decoded = session.receive_result(published.total, published.survivors)
-    following = apply_sum(invitation.state, decoded, len(published.survivors), server_optimizer_of(site.policy))
-    wrong_sum = vector_digest(published.total) != published.sum_hash
+    message = published.message
+    decoded = session.receive_result(message)
+    following = apply_sum(invitation.state, decoded.values, len(message.survivors), server_optimizer_of(site.policy))
+    wrong_sum = vector_digest(message.total) != published.sum_hash
     if wrong_sum or model_hash(following.tensors) != published.next_model_hash:
         raise UserError(
             f"round {invitation.context.round}: the coordinator's "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmvp.client.connection import PublishedSum
+from fedmvp.client.connection import Publication
 from fedmvp.journal import Journal
 from secure_agg.context import RoundContext
 from secure_agg.errors import RemoteProtocolError
@@ -62,7 +62,7 @@ class Past:
         return tuple(site for site, head in sorted(heads.items()) if head.hex() in self._heads.get(site, ()))
 
     def finished(
-        self, context: RoundContext, published: PublishedSum, heads: Mapping[int, bytes], own_ledger_head: bytes
+        self, context: RoundContext, published: Publication, heads: Mapping[int, bytes], own_ledger_head: bytes
     ) -> None:
         """Remember a published and verified round. Losing the last one to a power cut weakens a check and no more."""
         record = {
@@ -70,10 +70,10 @@ class Past:
             "round": context.round,
             "attempt": context.attempt,
             "context_hash": context.hash.hex(),
-            "survivors": list(published.survivors),
+            "survivors": list(published.message.survivors),
             "sum_hash": published.sum_hash.hex(),
             "next_model_hash": published.next_model_hash.hex(),
-            "transcript_hash": published.transcript_hash.hex(),
+            "transcript_hash": published.message.transcript_hash.hex(),
             "ledger_heads": {str(site): head.hex() for site, head in heads.items()},
             "own_ledger_head": own_ledger_head.hex(),
         }

@@ -33,6 +33,7 @@ def advertise_keys_to_wire(message: sa.AdvertiseKeys, round_id: pb.RoundId) -> p
         encryption_key=message.encryption_key,
         mask_key=message.mask_key,
         ledger_head=message.ledger_head,
+        nonce_commitment=message.nonce_commitment,
         signature=message.signature,
     )
 
@@ -44,6 +45,7 @@ def advertise_keys_from_wire(wire: pb.AdvertiseKeysRequest | pb.KeyAdvert) -> sa
         encryption_key=wire.encryption_key,
         mask_key=wire.mask_key,
         ledger_head=wire.ledger_head,
+        nonce_commitment=wire.nonce_commitment,
         signature=wire.signature,
     )
 
@@ -57,6 +59,7 @@ def peer_keys_to_wire(message: sa.PeerKeys) -> pb.AdvertiseKeysReply:
                 encryption_key=advert.encryption_key,
                 mask_key=advert.mask_key,
                 ledger_head=advert.ledger_head,
+                nonce_commitment=advert.nonce_commitment,
                 signature=advert.signature,
             )
             for advert in message.adverts
@@ -67,6 +70,26 @@ def peer_keys_to_wire(message: sa.PeerKeys) -> pb.AdvertiseKeysReply:
 def peer_keys_from_wire(wire: pb.AdvertiseKeysReply) -> sa.PeerKeys:
     """Phase 1, down."""
     return sa.PeerKeys(adverts=tuple(advertise_keys_from_wire(advert) for advert in wire.adverts))
+
+
+def nonce_to_wire(message: sa.GraphNonce, round_id: pb.RoundId) -> pb.RevealNonceRequest:
+    """Phase 1b, up."""
+    return pb.RevealNonceRequest(id=round_id, sender=message.sender, nonce=message.nonce)
+
+
+def nonce_from_wire(wire: pb.RevealNonceRequest | pb.GraphNonce) -> sa.GraphNonce:
+    """Phase 1b, up, and one entry of phase 1b, down."""
+    return sa.GraphNonce(sender=wire.sender, nonce=wire.nonce)
+
+
+def peer_nonces_to_wire(message: sa.PeerNonces) -> pb.RevealNonceReply:
+    """Phase 1b, down."""
+    return pb.RevealNonceReply(nonces=[pb.GraphNonce(sender=item.sender, nonce=item.nonce) for item in message.nonces])
+
+
+def peer_nonces_from_wire(wire: pb.RevealNonceReply) -> sa.PeerNonces:
+    """Phase 1b, down."""
+    return sa.PeerNonces(nonces=tuple(nonce_from_wire(entry) for entry in wire.nonces))
 
 
 def share_keys_to_wire(message: sa.ShareKeys, round_id: pb.RoundId) -> pb.ShareKeysRequest:

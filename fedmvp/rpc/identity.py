@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from fedmvp.errors import UserError
 from fedmvp.rpc.channel import INSECURE_SITE_METADATA
 from fedmvp.study.identity import parse_certificate, spki_sha256
+from secure_agg.policy import MAX_COHORT_SITES
 from secure_agg.roster import Roster
 
-_CACHED_CERTIFICATES = 4096
-"""Parsing a certificate at each call costs more than the call; a roster has far fewer sites than this."""
+_CACHED_CERTIFICATES = 4 * MAX_COHORT_SITES
+"""Parsing a certificate at each call costs more than the call; a roster has fewer sites than this."""
 
 
 class UnknownCallerError(Exception):

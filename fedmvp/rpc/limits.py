@@ -5,8 +5,8 @@ from __future__ import annotations
 CHUNK_BYTES = 1 << 20
 """A vector travels in pieces of this size: large enough that framing costs nothing, small enough to buffer many."""
 
-MESSAGE_BYTES = 2 << 20
-"""gRPC refuses a larger message before it is parsed: a chunk or the largest cohort's shares fit, with room to spare."""
+MESSAGE_BYTES = 4 << 20
+"""gRPC refuses a larger message before it is parsed: a chunk or the largest cohort's keys and shares fit in it."""
 
 METADATA_BYTES = 8 << 10
 """Nothing of ours travels in metadata except a site id under --insecure."""

@@ -71,14 +71,14 @@ class Assembler:
         return self._buffer
 
 
-def assemble_ring(parts: Iterable[bytes], dimension: int, ring_bits: int) -> NDArray[Any]:
-    """The vector (dimension,) of ring elements that `parts` make up, in the machine's byte order.
+def assemble_ring(parts: Iterable[bytes], length: int, ring_bits: int) -> NDArray[Any]:
+    """The vector (length,) of ring elements that `parts` make up, in the machine's byte order.
 
     Raises:
         WireError: not exactly the bytes of such a vector.
     """
     dtype = ring_dtype(ring_bits)
-    assembler = Assembler(dimension * dtype.itemsize)
+    assembler = Assembler(length * dtype.itemsize)
     for part in parts:
         assembler.add(part)
     return ring_array(assembler, ring_bits)

@@ -34,7 +34,8 @@ from fedmvp.server.service import AggregationService
 from fedmvp.server.tracker import PrivacyTracker
 from fedmvp.study.config import ServerConfig, is_loopback, split_endpoint
 from fedmvp.study.credentials import SignedStudy, TlsFiles, load_server, load_study
-from secure_agg.masks import MaskStream, add_mask
+from secure_agg.masks import Masker, add_masks
+from secure_agg.policy import MAX_COHORT_SITES
 
 log = structlog.get_logger("fedmvp.server")
 
@@ -47,7 +48,7 @@ ROSTER_GRACE_SECONDS = 20.0
 FAREWELL_SECONDS = 10.0
 """At the end of a run every connected site is told so before the port closes."""
 
-MAX_CONCURRENT_CALLS = 4096
+MAX_CONCURRENT_CALLS = 4 * MAX_COHORT_SITES
 """Calls held at once: three a site for the largest cohort, and room to spare."""
 
 
@@ -56,7 +57,7 @@ class _Seams:
     """What tests, benchmarks and the demo replace; see :func:`run_server`."""
 
     public_model: PublicModel | None
-    mask_stream: MaskStream
+    masker: Masker
     interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]]
     listener: Listener | None
     on_listening: Callable[[int], None]
@@ -67,7 +68,7 @@ def run_server(
     config: ServerConfig,
     *,
     public_model: PublicModel | None = None,
-    mask_stream: MaskStream = add_mask,
+    masker: Masker = add_masks,
     interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
     listener: Listener | None = None,
     on_listening: Callable[[int], None] = lambda _port: None,
@@ -78,7 +79,7 @@ def run_server(
     Args:
         config: a validated server.toml.
         public_model: instead of the model that the policy names.
-        mask_stream: the mask generator; replaced in tests only.
+        masker: the mask generator; replaced in tests only.
         interceptors: see every call.
         listener: hears every event.
         on_listening: called with the bound port once calls are accepted.
@@ -97,7 +98,7 @@ def run_server(
             exit_code=ExitCode.IDENTITY,
         )
     study, tls = (load_study(config.study), None) if config.insecure else load_server(config)
-    seams = _Seams(public_model, mask_stream, interceptors, listener, on_listening, roster_grace_seconds)
+    seams = _Seams(public_model, masker, interceptors, listener, on_listening, roster_grace_seconds)
     return asyncio.run(_serve(config, study, tls, seams))
 
 
@@ -125,7 +126,7 @@ async def _serve(config: ServerConfig, study: SignedStudy, tls: TlsFiles | None,
         events=events,
         reporter=reporter,
         roster_grace_seconds=seams.roster_grace_seconds,
-        mask_stream=seams.mask_stream,
+        masker=seams.masker,
     )
     service = AggregationService(
         policy=study.policy,

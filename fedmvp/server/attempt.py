@@ -7,23 +7,25 @@ of messages and everything cryptographic is secure_agg's; this module knows who 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from fedmvp.server.errors import AttemptOverError
 from secure_agg.context import RoundContext
+from secure_agg.graph import MAX_WITHHELD_NONCES
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.server import ServerSession
 from secure_agg.transitions import Step
 
 EXCHANGES = (
     Step.ADVERTISE_KEYS,
+    Step.REVEAL_NONCES,
     Step.SHARE_KEYS,
     Step.MASKED_INPUT,
     Step.CONFIRM_SURVIVORS,
     Step.UNMASK,
 )
-"""The five exchanges in their order."""
+"""The exchanges in their order; that of the nonces is for a sparse graph only."""
 
 
 class Attempt:
@@ -47,15 +49,19 @@ class Attempt:
         self.context = context
         self.bytes_up = dict.fromkeys(context.cohort, 0)
         self._session = session
+        self._graph = policy.graph(len(context.cohort))
         self._floor = policy.survivor_floor(len(context.cohort))
+        self._exchanges = [step for step in EXCHANGES if self._graph.sparse or step is not Step.REVEAL_NONCES]
         self._open: Step | None = Step.ADVERTISE_KEYS
-        self._invited = frozenset(session.expected)
+        self._missing = set(session.expected)  # sites whose message of the open step may still come
+        self._answered = 0  # messages of the open step that are in
+        self._answered_before = 0  # how many that were in the step before
         self._gone: set[int] = set()
         self._progress = asyncio.Event()
         self._over = asyncio.Event()
         self.may_have_released = False
         self._replies: dict[Step, asyncio.Future[Any]] = {
-            step: asyncio.get_running_loop().create_future() for step in EXCHANGES
+            step: asyncio.get_running_loop().create_future() for step in self._exchanges
         }
         self._on_first_keys = on_first_keys
 
@@ -68,11 +74,6 @@ class Attempt:
     def gone(self) -> frozenset[int]:
         """Sites that have left or were dropped."""
         return frozenset(self._gone)
-
-    @property
-    def awaited(self) -> frozenset[int]:
-        """Sites whose message of the open step is still to come and may still come."""
-        return frozenset(self._session.expected) - self._gone
 
     @property
     def is_over(self) -> bool:
@@ -110,7 +111,9 @@ class Attempt:
         """
         self.require_open(step, site)
         deliver(self._session)
-        if step is Step.ADVERTISE_KEYS and len(self._session.expected) == len(self.context.cohort) - 1:
+        self._missing.discard(site)
+        self._answered += 1
+        if step is Step.ADVERTISE_KEYS and self._answered == 1:
             self._on_first_keys()
         self._progress.set()
         try:
@@ -128,6 +131,7 @@ class Attempt:
         """Stop waiting for a site. What it has handed in already still counts."""
         if site in self.bytes_up and not self.is_over:
             self._gone.add(site)
+            self._missing.discard(site)
             self._progress.set()
 
     async def collect(self, step: Step, timeout_seconds: float) -> None:
@@ -136,7 +140,7 @@ class Attempt:
         That is at once when every site that can still answer has, or when too few are left; else at the deadline.
         """
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        while (awaited := self.awaited) and self._still_possible(step, awaited):
+        while self._missing and self._answered + len(self._missing) >= self._floor_of(step):
             self._progress.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -144,21 +148,26 @@ class Attempt:
             except TimeoutError:
                 break
         self._open = None
-        self._gone.update(self._session.expected)  # whoever did not answer is out of this attempt
+        self._gone.update(self._missing)  # whoever did not answer is out of this attempt
 
-    def _still_possible(self, step: Step, awaited: Collection[int]) -> bool:
-        """Whether the answers that are here and those that may come are enough to go on."""
-        here = len(self._invited - set(self._session.expected))
-        revealing = step in {Step.CONFIRM_SURVIVORS, Step.UNMASK}
-        return here + len(awaited) >= (self.context.threshold if revealing else self._floor)
+    def _floor_of(self, step: Step) -> int:
+        """The fewest answers with which the session goes on from a step."""
+        if step is Step.ADVERTISE_KEYS:
+            return self._graph.key_floor
+        if step is Step.REVEAL_NONCES:
+            return max(self._graph.key_floor, self._answered_before - MAX_WITHHELD_NONCES)
+        if step in {Step.CONFIRM_SURVIVORS, Step.UNMASK}:
+            return self.context.threshold
+        return self._floor
 
     def release(self, step: Step, reply: Any) -> None:
         """Open the next step and send the replies of this one."""
         if step is Step.SHARE_KEYS:
             self.may_have_released = True
-        following = EXCHANGES.index(step) + 1
-        self._open = EXCHANGES[following] if following < len(EXCHANGES) else None
-        self._invited = frozenset(self._session.expected)
+        following = self._exchanges.index(step) + 1
+        self._open = self._exchanges[following] if following < len(self._exchanges) else None
+        self._answered_before, self._answered = self._answered, 0
+        self._missing = set(self._session.expected) - self._gone
         if self._open is None:
             self._over.set()
         self._replies[step].set_result(reply)

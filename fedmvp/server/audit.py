@@ -2,7 +2,8 @@
 
 It is written ahead: a round number is marked as used, on disk, before any site can send a masked vector for it, and a
 sum is on disk before it is published. Attempts are noted without waiting for the disk; a coordinator that starts again
-skips far enough ahead to be past any attempt whose note a power cut took.
+skips far enough ahead to be past any attempt whose note a power cut took. Its first start, which is on disk before any
+attempt, skips nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 
 from fedmvp.journal import Journal
 from secure_agg.context import RoundContext
-from secure_agg.server import AggregationResult
+from secure_agg.result import AggregationResult
 
 FILE_NAME = "audit.jsonl"
 
 ATTEMPTS_SKIPPED = 1000
-"""Attempt numbers left out at each start: more than can lose their notes at once, of four thousand million."""
+"""Attempt numbers left out at each later start: more than can lose their notes at once, of four thousand million."""
 
 
 class AuditLog:
@@ -33,6 +34,7 @@ class AuditLog:
     def __init__(self, state_dir: Path) -> None:
         self._round, self._attempt = 1, 1
         self.last_published = 0
+        self._is_new = True
         self._journal = Journal(state_dir / FILE_NAME, on_record=self._follow)
 
     @property
@@ -67,6 +69,9 @@ class AuditLog:
             attempt=context.attempt,
             cohort=context.cohort,
             threshold=context.threshold,
+            graph=context.graph,
+            degree=context.degree,
+            share_threshold=context.share_threshold,
             model_hash=context.model_hash.hex(),
             context_hash=context.hash.hex(),
         )
@@ -84,6 +89,10 @@ class AuditLog:
             released: whether a masked vector may have left a site; if not, the round number may be tried again.
         """
         self._add("aborted", round=context.round, attempt=context.attempt, reason=reason, released=released)
+
+    def given_up(self, round_number: int) -> None:
+        """A round number is left out without a sum: no further attempt at it would be joined."""
+        self._add("given-up", round=round_number)
 
     def published(self, context: RoundContext, result: AggregationResult, *, sum_hash: bytes, next_hash: bytes) -> None:
         """A sum is about to be published."""
@@ -121,11 +130,12 @@ class AuditLog:
         """Move the counters past a record, whether just written or read back."""
         if record["kind"] == "announced":
             self._round, self._attempt = record["round"], record["attempt"] + 1
-        elif record["kind"] == "release-opened":
+        elif record["kind"] in {"release-opened", "given-up"}:
             self._round, self._attempt = record["round"] + 1, 1
         elif record["kind"] == "aborted" and not record["released"]:
             self._round, self._attempt = record["round"], record["attempt"] + 1
         elif record["kind"] == "published":
             self.last_published = record["round"]
-        elif record["kind"] == "started":
+        elif record["kind"] == "started" and not self._is_new:
             self._attempt += ATTEMPTS_SKIPPED
+        self._is_new = False

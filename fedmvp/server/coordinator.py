@@ -7,6 +7,7 @@ used before any site may send a vector, and a sum is in log and snapshot before 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +28,16 @@ from fedmvp.study.policy import StudyPolicy
 from secure_agg.context import RoundContext
 from secure_agg.encoding import vector_digest
 from secure_agg.errors import AggregationAborted
-from secure_agg.masks import MaskStream, add_mask
+from secure_agg.masks import Masker, add_masks
 from secure_agg.roster import Roster
 from secure_agg.server import ServerSession
-from secure_agg.transitions import Step
+from secure_agg.transitions import ServerState, Step
 
 MAX_FAILED_ATTEMPTS = 20
 """Attempts in a row without a sum after which an operator should look instead of the sites training on for nothing."""
+
+_RANDOM = secrets.SystemRandom()
+"""Chooses the cohort when more sites wait than a round takes: every one is as likely, and nobody can foresee it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class Coordinator:
         events: where progress is written.
         reporter: measures and reports finished rounds.
         roster_grace_seconds: how long a missing site is waited for when enough others are here.
-        mask_stream: the mask generator; replaced in tests only.
+        masker: the mask generator; replaced in tests only.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class Coordinator:
         events: EventLog,
         reporter: Reporter,
         roster_grace_seconds: float,
-        mask_stream: MaskStream = add_mask,
+        masker: Masker = add_masks,
     ) -> None:
         self._policy = policy
         self._roster = roster
@@ -77,7 +81,7 @@ class Coordinator:
         self._events = events
         self._reporter = reporter
         self._grace = roster_grace_seconds
-        self._mask_stream = mask_stream
+        self._masker = masker
         self._clock: PhaseClock | None = None
         self.attempt: Attempt | None = None
 
@@ -104,6 +108,10 @@ class Coordinator:
         failures = 0
         while not self._state.is_finished:
             cohort = await self._gather()
+            round_number = self._state.next_attempt[0]
+            if self._state.skip_worn_out_round(len(cohort)):
+                self._events.emit("round-given-up", round=round_number, reason="no site would join one more attempt")
+                continue
             if await self._try_once(self._state.context(cohort)):
                 failures = 0
             elif (failures := failures + 1) >= MAX_FAILED_ATTEMPTS:
@@ -127,12 +135,12 @@ class Coordinator:
                 remedy="start the missing sites, then this server again: it goes on from the last published round",
                 exit_code=ExitCode.NETWORK,
             )
-        return waiting[:limit]
+        return waiting if len(waiting) <= limit else tuple(sorted(_RANDOM.sample(waiting, limit)))
 
     async def _try_once(self, context: RoundContext) -> bool:
         """Carry out one attempt; whether it gave a sum."""
         session = ServerSession(
-            policy=self._state.secure_sum, roster=self._roster, context=context, mask_stream=self._mask_stream
+            policy=self._state.secure_sum, roster=self._roster, context=context, masker=self._masker
         )
         clock = PhaseClock(self._events, context)
         attempt = Attempt(
@@ -169,14 +177,20 @@ class Coordinator:
         return True
 
     async def _exchange(self, attempt: Attempt, clock: PhaseClock) -> RoundRecord:
-        """The five exchanges of an attempt, up to the release of the sum."""
+        """The exchanges of an attempt, up to the release of the sum."""
         session, context = attempt.session, attempt.context
         seconds = self._policy.deadlines.phase_seconds
 
         await attempt.collect(Step.ADVERTISE_KEYS, self._policy.deadlines.training_seconds + seconds)
         peer_keys = session.close_advertise_keys()
-        clock.begin(Step.SHARE_KEYS, session.expected)
+        sparse = session.state is ServerState.REVEAL_NONCES
+        clock.begin(Step.REVEAL_NONCES if sparse else Step.SHARE_KEYS, session.expected)
         attempt.release(Step.ADVERTISE_KEYS, codec.peer_keys_to_wire(peer_keys))
+        if sparse:
+            await attempt.collect(Step.REVEAL_NONCES, seconds)
+            peer_nonces = session.close_nonces()
+            clock.begin(Step.SHARE_KEYS, session.expected)
+            attempt.release(Step.REVEAL_NONCES, codec.peer_nonces_to_wire(peer_nonces))
 
         # Marked while the shares come in: the disk is waited for beside them. If they are too few, it is undone.
         marked = asyncio.create_task(asyncio.to_thread(self._state.audit.release_opened, context))
@@ -241,8 +255,10 @@ class Coordinator:
             threshold=context.threshold,
             colluders=context.colluders,
             ring_bits=context.ring_bits,
-            dimension=context.dimension,
+            length=context.length,
             graph=context.graph,
+            degree=context.degree,
+            share_threshold=context.share_threshold,
             tensors=StateLayout.of(self._state.state.tensors).to_wire(),
             model_round=self._state.model_round,
             run_id=context.run_id,

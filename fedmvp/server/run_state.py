@@ -15,10 +15,11 @@ from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.aggregate import ServerState, apply_sum
 from fedmvp.training.from_policy import server_optimizer_of
 from secure_agg.context import RoundContext
+from secure_agg.graph import MAX_ATTEMPTS
 from secure_agg.policy import SecureSumPolicy
+from secure_agg.result import AggregationResult
 from secure_agg.ring import decode_sum
 from secure_agg.roster import Roster
-from secure_agg.server import AggregationResult
 
 
 class RunState:
@@ -87,19 +88,27 @@ class RunState:
     def context(self, cohort: tuple[int, ...]) -> RoundContext:
         """The context of the next attempt with this cohort."""
         round_number, attempt = self.next_attempt
-        return RoundContext(
+        return RoundContext.under(
+            self.secure_sum,
+            self._roster,
             run_id=self._policy.study.run_id,
             round=round_number,
             attempt=attempt,
             policy_hash=self._policy.hash,
-            roster_hash=self._roster.hash,
             model_hash=self.model_hash,
             cohort=cohort,
-            threshold=self.secure_sum.threshold(len(cohort)),
-            colluders=self.secure_sum.colluders,
-            ring_bits=self.secure_sum.ring_bits,
-            dimension=self.secure_sum.dimension,
         )
+
+    def skip_worn_out_round(self, n: int) -> bool:
+        """Give up a round number whose attempts are used up for a cohort of n; whether that was so.
+
+        On a sparse graph a site joins a few attempts at a round and no more, and a restart skips many.
+        """
+        round_number, attempt = self.next_attempt
+        if attempt <= MAX_ATTEMPTS or not self.secure_sum.graph(n).sparse:
+            return False
+        self.audit.given_up(round_number)
+        return True
 
     def publish(self, context: RoundContext, result: AggregationResult, sum_hash: bytes) -> bytes:
         """Apply a sum and make log and snapshot durable; return the hash of the next state (32 bytes).
@@ -108,7 +117,7 @@ class RunState:
             AggregationAborted: the sum is out of range.
         """
         decoded = decode_sum(self.secure_sum, result.total, len(result.survivors))
-        following = apply_sum(self._state, decoded, len(result.survivors), self._optimizer)
+        following = apply_sum(self._state, decoded.values, len(result.survivors), self._optimizer)
         next_hash = model_hash(following.tensors)
         self.audit.published(context, result, sum_hash=sum_hash, next_hash=next_hash)
         self._state, self.model_hash = following, next_hash

@@ -164,6 +164,18 @@ class AggregationService(AggregationServicer):
         )
         return reply
 
+    async def RevealNonce(  # noqa: N802
+        self, request: sums.RevealNonceRequest, context: Context
+    ) -> sums.RevealNonceReply:
+        """Phase 1b, on a sparse graph."""
+        reply: sums.RevealNonceReply = await self._exchange(
+            request,
+            context,
+            Step.REVEAL_NONCES,
+            lambda session: session.receive_nonce(codec.nonce_from_wire(request)),
+        )
+        return reply
+
     async def ShareKeys(self, request: sums.ShareKeysRequest, context: Context) -> sums.ShareKeysReply:  # noqa: N802
         """Phase 2."""
         reply: sums.ShareKeysReply = await self._exchange(
@@ -317,7 +329,7 @@ class AggregationService(AggregationServicer):
     ) -> MaskedInput:
         """Read exactly the announced vector and its trailer."""
         policy = self._coordinator.state.secure_sum
-        expected = policy.dimension * policy.ring_bits // 8
+        expected = policy.length * policy.ring_bits // 8
         if header.vector_bytes != expected:
             raise WireError(f"vector_bytes is {header.vector_bytes} where this study has {expected}")
         assembler = Assembler(expected)

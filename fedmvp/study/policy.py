@@ -16,7 +16,8 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from fedmvp.study.documents import Section, parse_toml, read_document, validate
 from fedmvp.study.signatures import verify_document
 from secure_agg.encoding import digest
-from secure_agg.policy import COMPLETE_GRAPH_LIMIT_SITES, SecureSumPolicy
+from secure_agg.errors import PolicyError
+from secure_agg.policy import MAX_COHORT_SITES, SecureSumPolicy
 
 if TYPE_CHECKING:
     from privacy.mechanism import PrivacyParameters
@@ -155,12 +156,16 @@ class PrivacySection(Section):
 class AggregationSection(Section):
     """[aggregation]: the secure sum and what the server does with it."""
 
-    colluders: int = Field(
-        ge=1, le=COMPLETE_GRAPH_LIMIT_SITES, description="sites that may pool what they know with the server"
+    colluders: int = Field(ge=1, le=MAX_COHORT_SITES, description="sites that may pool what they know with the server")
+    min_cohort: int = Field(ge=3, le=MAX_COHORT_SITES, description="fewest sites in a round")
+    min_honest: int = Field(ge=2, le=MAX_COHORT_SITES, description="fewest honest inputs in any sum")
+    max_cohort: int = Field(ge=3, le=MAX_COHORT_SITES, description="most sites in a round; bounds the ring")
+    dropout_permille: int = Field(
+        default=50, ge=0, le=500, description="sites of a thousand that a round of more than 100 must bear to lose"
     )
-    min_cohort: int = Field(ge=3, le=COMPLETE_GRAPH_LIMIT_SITES, description="fewest sites in a round")
-    min_honest: int = Field(ge=2, le=COMPLETE_GRAPH_LIMIT_SITES, description="fewest honest inputs in any sum")
-    max_cohort: int = Field(ge=3, le=COMPLETE_GRAPH_LIMIT_SITES, description="most sites in a round; bounds the ring")
+    mask_cipher: Literal["aes-256-ctr", "chacha20"] = Field(
+        default="aes-256-ctr", description="cipher that stretches the masks"
+    )
     ring_bits: Literal[16, 32, 64] = Field(default=32, description="bits of one masked number")
     value_range: PositiveFloat = Field(description="largest size of one coordinate of a site's update")
     server_optimizer: Literal["sgd", "adam"] = Field(description="how the mean update is applied")
@@ -179,11 +184,16 @@ class AggregationSection(Section):
             max_cohort=self.max_cohort,
             dimension=dimension,
             ring_bits=self.ring_bits,
+            dropout_permille=self.dropout_permille,
+            mask_cipher=self.mask_cipher,
         )
 
     @model_validator(mode="after")
     def _sums_hide_enough(self) -> Self:
-        self.secure_sum(dimension=1)
+        try:
+            self.secure_sum(dimension=1)
+        except PolicyError as refused:
+            raise ValueError(refused.args[0]) from None
         return self
 
 

@@ -24,8 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.study.documents import read_document
 from fedmvp.study.storage import read_private, write_private
+from secure_agg import signed
 from secure_agg.errors import SignatureError
-from secure_agg.keys import SigningKey, verify
+from secure_agg.keys import SigningKey
 
 FINGERPRINT_PREFIX = "sha256:"
 
@@ -61,7 +62,7 @@ def load_signing_key(path: Path, *, what: str) -> SigningKey:
 
 def sign_document(key: SigningKey, tag: str, document: bytes) -> bytes:
     """Return the content of the signature file for ``document``."""
-    return key.sign(tag, document).hex().encode() + b"\n"
+    return signed.sign_document(key, tag, document).hex().encode() + b"\n"
 
 
 def public_pem(public: bytes) -> bytes:
@@ -135,13 +136,13 @@ def verify_signature(tag: str, document: bytes, signature: bytes, public: bytes,
         UserError: not this key's signature over these bytes under this tag.
     """
     try:
-        verify(public, bytes.fromhex(signature.decode("ascii").strip()), tag, document)
-    except (ValueError, SignatureError):
-        raise UserError(
-            f"{source} does not carry a valid signature of the consortium's root",
-            remedy="the file was changed after signing, or belongs to another study: install the study package again",
-            exit_code=ExitCode.IDENTITY,
-        ) from None
+        given = bytes.fromhex(signature.decode("ascii").strip())
+    except ValueError:
+        given = b""  # no signature at all
+    try:
+        signed.verify_document(public, tag, document, given, name=source)
+    except SignatureError as refused:
+        raise UserError(refused.args[0], remedy=refused.remedy, exit_code=ExitCode.IDENTITY) from None
 
 
 def verify_document(tag: str, document: bytes, signature_file: Path, public: bytes, *, source: str) -> None:

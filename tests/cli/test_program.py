@@ -14,7 +14,7 @@ import fedmvp
 from fedmvp.cli.program import as_user_error
 from fedmvp.errors import ExitCode, UserError
 from privacy.errors import BudgetExceeded, LedgerCorrupt, LedgerLocked, LedgerMissing, NotDecomposable
-from secure_agg.errors import AggregationAborted
+from secure_agg.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
 
 SERVER_COMMANDS = {"init", "enroll", "revoke", "renew", "run", "status"}
 CLIENT_COMMANDS = {"init", "join", "check", "run", "ledger", "predict"}
@@ -114,6 +114,12 @@ def test_every_family_of_errors_has_its_code_and_a_remedy(error, code):
     shown = as_user_error(error)
     assert shown.exit_code is code
     assert shown.remedy
+
+
+def test_a_remedy_of_the_secure_sum_is_shown_as_the_remedy_and_not_twice():
+    shown = as_user_error(LocalProtocolError("the file is in use", remedy="stop the other client first"))
+    assert (shown.what, shown.remedy) == ("the file is in use", "stop the other client first")
+    assert "operations.md" in as_user_error(RemoteProtocolError(3, "unmask", "a share is missing")).remedy
 
 
 def test_a_module_that_cannot_be_trained_privately_is_not_called_a_spent_budget():

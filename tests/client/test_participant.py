@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedmvp.client.connection import PublishedSum
+from fedmvp.client.connection import Publication
 from fedmvp.client.errors import RoundLostError
 from fedmvp.client.invitation import Invitation
-from fedmvp.client.participant import Site, take_part
+from fedmvp.client.participant import LedgerReleases, Site, take_part
 from fedmvp.client.past import Past
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.rpc.vectors import model_hash
@@ -22,17 +22,19 @@ from fedmvp.study.credentials import SignedStudy, SiteCredentials, TlsFiles
 from fedmvp.study.policy import parse_policy
 from fedmvp.training.aggregate import ServerState, apply_sum
 from fedmvp.training.from_policy import server_optimizer_of
-from privacy.errors import BudgetExceeded
+from privacy.errors import AlreadyReleased, BudgetExceeded
 from privacy.ledger import Ledger
 from secure_agg.client import ClientSession
 from secure_agg.context import RoundContext
 from secure_agg.encoding import vector_digest
 from secure_agg.keys import SigningKey
 from secure_agg.messages import Abort
+from secure_agg.release import ReleaseRegister
 from secure_agg.ring import decode_sum, encode
 from secure_agg.roster import Roster, RosterEntry
 from secure_agg.server import ServerSession
 from tests.e2e.federation import policy_text
+from tests.simulation.federation import Releases
 
 DIMENSION = 6
 POLICY = parse_policy(policy_text().encode())
@@ -55,7 +57,10 @@ CONTEXT = RoundContext(
     threshold=3,
     colluders=1,
     ring_bits=32,
-    dimension=DIMENSION,
+    length=DIMENSION,
+    graph="complete",
+    degree=2,
+    share_threshold=3,
 )
 
 
@@ -72,6 +77,7 @@ class Coordinator:
             for site in (2, 3)
         ]
         self.lie = False
+        self.other_round = False
         self.aborts: list[Abort] = []
 
     def advertise_keys(self, message: Any) -> Any:
@@ -93,7 +99,7 @@ class Coordinator:
 
     def submit_masked_input(self, message: Any) -> Any:
         self.note("submit_masked_input")
-        for masked in (message, *(other.masked_input(encode(SUM, UPDATE)) for other in self.others)):
+        for masked in (message, *(other.masked_input(encode(SUM, UPDATE), Releases()) for other in self.others)):
             self.server.receive_masked_input(masked)
         self.survivors = self.server.close_masked_inputs()
         return self.survivors
@@ -105,14 +111,17 @@ class Coordinator:
         self.confirmations = self.server.close_confirmations()
         return self.confirmations
 
-    def unmask(self, message: Any, policy: Any) -> PublishedSum:
+    def unmask(self, message: Any, policy: Any) -> Publication:
         self.note("unmask")
         for shares in (message, *(other.receive_confirmations(self.confirmations) for other in self.others)):
             self.server.receive_unmask_shares(shares)
         result = self.server.close_unmask()
-        following = apply_sum(STATE, decode_sum(policy, result.total, 3), 3, server_optimizer_of(POLICY))
+        following = apply_sum(STATE, decode_sum(policy, result.total, 3).values, 3, server_optimizer_of(POLICY))
         next_hash = bytes(32) if self.lie else model_hash(following.tensors)
-        return PublishedSum(result.total, result.survivors, vector_digest(result.total), next_hash, bytes(32))
+        message = result.message
+        if self.other_round:
+            message = replace(message, transcript_hash=bytes(32))
+        return Publication(message, vector_digest(result.total), next_hash)
 
     def abort(self, message: Abort) -> None:
         self.note("abort")
@@ -153,9 +162,10 @@ class Scene:
         scene = self
 
         class NotedSession(ClientSession):
-            def masked_input(self, vector: NDArray[Any]) -> Any:
+            def masked_input(self, vector: NDArray[Any], releases: ReleaseRegister) -> Any:
+                masked = super().masked_input(vector, releases)
                 scene.notes.append("masked_input")
-                return super().masked_input(vector)
+                return masked
 
         self.coordinator = Coordinator(self.notes.append)
         self.source = Source(self.notes.append, UPDATE)
@@ -186,7 +196,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     made.site.past.close()
 
 
-def test_the_charge_is_on_disk_before_the_masked_vector_exists_and_that_before_it_is_sent(scene: Scene) -> None:
+def test_the_charge_is_on_disk_before_the_masked_vector_is_handed_out_and_that_before_it_is_sent(scene: Scene) -> None:
     following = scene.take_part()
 
     assert scene.notes == [
@@ -236,7 +246,10 @@ def test_a_spent_budget_ends_before_training(scene: Scene) -> None:
         {"colluders": 2},
         {"cohort": (1, 2)},
         {"cohort": (2, 3)},
-        {"dimension": 7},
+        {"length": 7},
+        {"graph": "harary"},
+        {"degree": 1},
+        {"share_threshold": 2},
         {"ring_bits": 64},
         {"run_id": "other"},
         {"round": 3},
@@ -301,6 +314,52 @@ def test_a_next_model_that_does_not_follow_from_the_sum_stops_the_site(scene: Sc
     with pytest.raises(UserError, match="does not follow from the sum") as refusal:
         scene.take_part()
     assert refusal.value.exit_code is ExitCode.PROTOCOL
+
+
+def test_a_published_sum_of_a_round_that_the_site_did_not_see_is_refused(scene: Scene) -> None:
+    scene.coordinator.other_round = True
+
+    with pytest.raises(RoundLostError, match="transcript"):
+        scene.take_part()
+    assert scene.coordinator.aborts[0].code == "check-failed"
+    assert scene.ledger.last_round(CONTEXT.run_id) == 1
+
+
+def test_a_masking_that_fails_charges_nothing_and_sends_nothing(scene: Scene) -> None:
+    def broken(vector: NDArray[Any], jobs: Any, *, cipher: str) -> None:
+        raise MemoryError
+
+    scene.site = replace(scene.site, session_factory=lambda **arguments: ClientSession(masker=broken, **arguments))
+
+    with pytest.raises(MemoryError):
+        scene.take_part()
+    assert scene.notes == ["train", "advertise_keys", "share_keys", "abort"]
+    assert scene.ledger.last_round(CONTEXT.run_id) == 0
+
+
+def test_a_charge_that_is_refused_sends_nothing(scene: Scene) -> None:
+    def refuse(*_: Any) -> Any:
+        raise BudgetExceeded(9.0, 8.0)
+
+    scene.ledger.reserve = refuse  # type: ignore[method-assign]
+
+    with pytest.raises(BudgetExceeded):
+        scene.take_part()
+    assert scene.notes == ["train", "advertise_keys", "share_keys", "abort"]
+
+
+def test_a_round_is_marked_once_and_its_permission_is_used_once(scene: Scene) -> None:
+    releases = LedgerReleases(scene.ledger, POLICY)
+    with pytest.raises(RuntimeError, match="nothing was charged"):
+        releases.consume()
+    releases.mark(CONTEXT.run_id, 1)
+    releases.consume()
+
+    assert scene.ledger.last_round(CONTEXT.run_id) == 1
+    with pytest.raises(RuntimeError, match="nothing was charged"):
+        releases.consume()
+    with pytest.raises(AlreadyReleased):
+        releases.mark(CONTEXT.run_id, 1)
 
 
 def test_a_failed_check_erases_the_keys_and_is_told_under_signature(scene: Scene) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmvp.client.connection import PublishedSum
+from fedmvp.client.connection import Publication
 from fedmvp.client.past import Past
 from secure_agg.context import RoundContext
 from secure_agg.errors import RemoteProtocolError
+from secure_agg.messages import PublishedSum
 
 NEXT = bytes([5] * 32)
 CONTEXT = RoundContext(
@@ -26,9 +27,12 @@ CONTEXT = RoundContext(
     threshold=3,
     colluders=1,
     ring_bits=32,
-    dimension=4,
+    length=4,
+    graph="complete",
+    degree=2,
+    share_threshold=3,
 )
-PUBLISHED = PublishedSum(np.zeros(4, dtype=np.uint32), (1, 2, 3), bytes(32), NEXT, bytes(32))
+PUBLISHED = Publication(PublishedSum(np.zeros(4, dtype=np.uint32), (1, 2, 3), bytes(32)), bytes(32), NEXT)
 HEADS = {1: bytes([1] * 32), 2: bytes([2] * 32)}
 
 

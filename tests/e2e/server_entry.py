@@ -11,7 +11,7 @@ from typing import Any
 from fedmvp.cli.program import as_user_error, configure_logging
 from fedmvp.server.app import run_server
 from fedmvp.study.config import load_server_config
-from secure_agg.masks import add_mask
+from secure_agg.masks import add_masks
 from tests.e2e.site_entry import no_mask
 from tests.e2e.synthetic import SyntheticModel
 
@@ -38,7 +38,7 @@ def serve(options: argparse.Namespace, **seams: Any) -> int:
             public_model=None if options.real else SyntheticModel(options.dimension),
             on_listening=lambda port: print(f"listening {port}", flush=True),
             roster_grace_seconds=options.grace,
-            mask_stream=no_mask if options.zero_masks else add_mask,
+            masker=no_mask if options.zero_masks else add_masks,
             **seams,
         )
     except Exception as error:  # noqa: BLE001 - as the command does

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from fedmvp.client.runner import run_client
 from fedmvp.client.update_source import load_trainer
 from fedmvp.study.config import load_client_config
 from secure_agg.client import ClientSession
+from secure_agg.masks import CipherName, MaskJob
 from secure_agg.messages import Confirmations, MaskedInput, PeerKeys, PeerShares, Survivors
+from secure_agg.release import ReleaseRegister
 from tests.e2e.synthetic import SyntheticSource
 
 
-def no_mask(vector: NDArray[Any], seed: bytes, *, subtract: bool = False) -> None:
+def no_mask(vector: NDArray[Any], jobs: Iterable[MaskJob], *, cipher: CipherName) -> None:
     """A broken mask generator: adds nothing."""
 
 
@@ -40,7 +43,7 @@ def session_class(options: argparse.Namespace, source: SyntheticSource | None) -
     class FaultySession(ClientSession):
         def __init__(self, **arguments: Any) -> None:
             if options.zero_masks:
-                arguments["mask_stream"] = no_mask
+                arguments["masker"] = no_mask
             super().__init__(**arguments)
             stall("advertise_keys")
 
@@ -52,13 +55,13 @@ def session_class(options: argparse.Namespace, source: SyntheticSource | None) -
             super().receive_peer_shares(message)
             stall("reserve")
 
-        def masked_input(self, vector: NDArray[Any]) -> MaskedInput:
+        def masked_input(self, vector: NDArray[Any], releases: ReleaseRegister) -> MaskedInput:
             if options.log is not None:
                 stem = f"{self._site_id}-{self._context.round}"
                 np.save(options.log / f"{stem}.npy", vector)
                 if source is not None:
                     source.log(options.log / f"{stem}.json")
-            masked = super().masked_input(vector)
+            masked = super().masked_input(vector, releases)
             stall("masked_input")
             return masked
 

@@ -127,7 +127,7 @@ def test_the_recovered_sum_is_the_exact_sum_of_the_sites_own_logs(recording: Rec
         )
         total = np.array([value % 2**32 for value in exact], dtype=np.uint32)
         decoded = decode_sum(study.policy.secure_sum(DIMENSION), total, len(record["survivors"]))
-        state = apply_sum(state, decoded, len(record["survivors"]), server_optimizer_of(study.policy))
+        state = apply_sum(state, decoded.values, len(record["survivors"]), server_optimizer_of(study.policy))
         assert record["sum_hash"] == vector_digest(total).hex()
         assert record["next_model_hash"] == state.hash.hex()
     assert np.array_equal(snapshot.parameters, state.parameters)

@@ -69,7 +69,7 @@ def test_the_published_model_is_the_start_plus_the_exact_mean_of_the_trained_upd
     vectors = [vector for _, vector in sorted(logged_vectors(folder).items())]
     total = np.sum([vector.view(np.int32).astype(np.int64) for vector in vectors], axis=0)
     policy = made.study.policy.secure_sum(len(total))
-    mean = decode_sum(policy, total.astype(np.uint32), 3) / 3
+    mean = decode_sum(policy, total.astype(np.uint32), 3).mean
     snapshot = read_snapshot(made.state_dir)
 
     assert len(vectors) == 3

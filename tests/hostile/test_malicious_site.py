@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from secure_agg import client as client_module
+from secure_agg import dealing
 from secure_agg.encoding import vector_digest
 from secure_agg.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
 from secure_agg.keys import AgreementKey
@@ -17,15 +18,16 @@ from secure_agg.transitions import ClientState, ServerState
 from tests.simulation.federation import Federation, Phase, signing_key
 
 
-def signed_advert(federation, site_id, encryption_key, mask_key):
-    keys = (encryption_key, mask_key, bytes(32))
-    tag, fields = advertise_statement(federation.context, site_id, *keys)
+def signed_advert(federation, site_id, encryption_key, mask_key, commitment=b""):
+    keys = (encryption_key, mask_key, bytes(32), commitment)
+    tag, fields = advertise_statement(federation.context, site_id, keys)
     genuine = federation.clients[site_id].advertise_keys()
     return dataclasses.replace(
         genuine,
         encryption_key=keys[0],
         mask_key=keys[1],
         ledger_head=keys[2],
+        nonce_commitment=keys[3],
         signature=signing_key(site_id).sign(tag, *fields),
     )
 
@@ -109,7 +111,7 @@ def test_a_share_outside_the_field_names_its_sender(monkeypatch):
     federation = Federation(4)
     federation.keys()
     with monkeypatch.context() as patched:
-        patched.setattr(client_module, "split", lambda *a: dict.fromkeys(split(*a), b"\xff" * 33))
+        patched.setattr(dealing, "split", lambda *a: dict.fromkeys(split(*a), b"\xff" * 33))
         federation.server.receive_share_keys(federation.clients[12].receive_peer_keys(federation.peer_keys))
     federation.shares()
     with pytest.raises(RemoteProtocolError, match="does not open") as caught:
@@ -215,6 +217,124 @@ def test_the_same_input_is_refused_at_an_honest_site():
     federation.inputs[12] = np.full(8, 2**30, np.uint32)
     with pytest.raises(LocalProtocolError, match="max_magnitude"):
         federation.masked()
+
+
+# -- weights
+
+
+def weighted(site_id, value, weight):
+    """A round with weights up to 4, in which one site sends a value and a weight of its own making."""
+    federation = Federation(4, policy_changes={"max_weight": 4})
+    for site in federation.inputs:
+        federation.inputs[site] = np.array([10] * 8 + [1], np.uint32)
+    federation.inputs[site_id] = np.array([value] * 8 + [weight], np.uint32)
+    return federation
+
+
+@pytest.mark.parametrize("weight", [0, 5, 14, 1000, 2**31, 2**32 - 1, 2**32 - 3])
+def test_a_weight_that_takes_the_sum_out_of_range_ends_the_round(monkeypatch, weight):
+    federation = weighted(12, 10, weight)
+    monkeypatch.setattr(client_module, "check_encoded", lambda policy, vector: None)
+    if weight in (0, 5):  # one more or less is hidden by the others' weights as long as their sum is possible
+        federation.inputs.update({site: np.array([10] * 8 + [1 if weight == 0 else 4], np.uint32) for site in (11, 13)})
+        federation.inputs[14] = federation.inputs[13]
+    with pytest.raises(AggregationAborted, match="sum of the weights") as caught:
+        federation.run()
+    assert caught.value.step == "publish"
+
+
+@pytest.mark.parametrize("weight", [0, 5, 2**32 - 1])
+def test_an_honest_site_does_not_send_such_a_weight(weight):
+    federation = weighted(12, 10, weight)
+    with pytest.raises(LocalProtocolError, match="the weight"):
+        federation.run()
+    assert federation.releases[12].marked == []
+
+
+def test_a_value_beyond_its_weight_ends_the_round_where_the_sum_of_the_weights_does_not_cover_it(monkeypatch):
+    monkeypatch.setattr(client_module, "check_encoded", lambda policy, vector: None)
+    with pytest.raises(AggregationAborted, match="an input was out of range"):
+        weighted(12, 6 * 2**10, 1).run()
+    assert weighted(12, 4 * 2**10, 4).run().total.tolist() == [4 * 2**10 + 30] * 8 + [7]
+
+
+# -- sparse graph
+
+
+def sparse_advert(federation, site_id, commitment):
+    fresh = (AgreementKey.generate().public, AgreementKey.generate().public)
+    return signed_advert(federation, site_id, *fresh, commitment)
+
+
+def test_a_nonce_commitment_on_the_complete_graph_is_refused():
+    federation = Federation(4)
+    refused(federation, sparse_advert(federation, 12, b"c" * 32), "a nonce commitment is not what")
+    federation = Federation(4)
+    bad = sparse_advert(federation, 13, b"c" * 32)
+    adverts = [federation.clients[site].advertise_keys() for site in (11, 12, 14)]
+    with pytest.raises(RemoteProtocolError, match="a nonce commitment is not what") as caught:
+        federation.clients[11].receive_peer_keys(PeerKeys((*adverts, bad)))
+    assert caught.value.peer == 13
+
+
+def test_a_missing_nonce_commitment_on_a_sparse_graph_is_refused(sparse_round):
+    federation = sparse_round.at("keys")
+    bad = sparse_advert(federation, 12, b"")
+    refused(federation, bad, "a nonce commitment is not what")
+    committed = sparse_round.at("nonce")
+    adverts = tuple(bad if item.sender == 12 else item for item in sparse_round.received["nonce", 11].adverts)
+    with pytest.raises(RemoteProtocolError, match="a nonce commitment is not what") as caught:
+        committed.clients[11].reveal_nonce(PeerKeys(adverts))
+    assert caught.value.peer == 12
+
+
+def test_a_nonce_that_does_not_open_is_refused_and_the_round_goes_on_without_its_site(sparse_round):
+    federation = sparse_round.at("nonce")
+    nonces = [sparse_round.sent["nonce", site] for site in federation.context.cohort]
+    for nonce in nonces[:-1]:
+        federation.server.receive_nonce(nonce)
+    bad = dataclasses.replace(nonces[-1], nonce=bytes(32))
+    with pytest.raises(RemoteProtocolError, match="does not open its commitment") as caught:
+        federation.server.receive_nonce(bad)
+    assert (caught.value.peer, caught.value.step) == (bad.sender, "reveal_nonces")
+    remaining = federation.server.close_nonces()
+    assert bad.sender not in {item.sender for item in remaining.nonces}
+    shared = federation.clients[11].reveal_nonce(sparse_round.received["nonce", 11])
+    assert shared == nonces[0]
+    federation.server.receive_share_keys(federation.clients[11].receive_peer_nonces(remaining))
+
+
+def test_lying_sites_on_a_sparse_graph_are_named_and_the_sum_is_right(sparse_round):
+    federation = sparse_round.at("unmask")
+    lies = {12: 12, 40: None, 77: None}  # about its own secret, and about that of a neighbour
+    wanted = set()
+    for site in federation.context.cohort:
+        message = sparse_round.sent["unmask", site]
+        if site in lies:
+            owner = lies[site] or next(share.owner for share in message.shares if share.owner not in lies)
+            message = lie(message, owner)
+            wanted.add(Complaint(site, owner))
+        federation.server.receive_unmask_shares(message)
+    result = federation.server.close_unmask()
+    assert result.total.tolist() == federation.sum_of(federation.context.cohort).tolist()
+    assert set(result.complaints) == wanted
+
+
+@pytest.mark.parametrize("change", ["missing", "a stranger's", "the other kind"])
+def test_shares_of_others_than_the_neighbours_are_refused(sparse_round, change):
+    federation = sparse_round.at("unmask")
+    message = sparse_round.sent["unmask", 12]
+    owners = {share.owner for share in message.shares}
+    stranger = next(site for site in federation.context.cohort if site not in owners)
+    last = message.shares[-1]
+    shares = {
+        "missing": message.shares[:-1],
+        "a stranger's": (*message.shares[:-1], dataclasses.replace(last, owner=stranger)),
+        "the other kind": (*message.shares[:-1], dataclasses.replace(last, kind=3 - last.kind)),
+    }[change]
+    with pytest.raises(RemoteProtocolError, match="not one share of the right kind") as caught:
+        federation.server.receive_unmask_shares(dataclasses.replace(message, shares=shares))
+    assert caught.value.peer == 12
 
 
 # -- aborts

@@ -1,221 +1,239 @@
 """Every field of every message, changed on the way: a named refusal at the step that checks it, never a wrong sum."""
 
-import dataclasses
+from collections import Counter
+from dataclasses import dataclass, fields
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from secure_agg import checks, reconstruction, server
+from secure_agg.context import RoundContext
 from secure_agg.errors import LocalProtocolError, RemoteProtocolError
-from secure_agg.messages import ShareKind
+from secure_agg.messages import Message
+from secure_agg.shamir import recover
 from secure_agg.transitions import ClientState
-from tests.simulation.federation import Federation
+from tests.hostile.rounds import SPARSE_SITES, Consortium, remembered_signatures
+from tests.hostile.tampering import TO_SERVER, TO_SITE, Gauntlet, Outcome, Verdict, donor_rounds
+from tests.simulation.federation import Releases
 
-PHASES = ("keys", "shares", "masked", "confirm", "unmask")
-N = 4
-
-
-def until(phase, **options):
-    """A round of which everything before a phase is done."""
-    federation = Federation(N, **options)
-    for name in PHASES[: PHASES.index(phase)]:
-        getattr(federation, name)()
-    return federation
-
-
-def variants(value):
-    """A field's value with one thing wrong about it."""
-    if isinstance(value, ShareKind):
-        yield "other kind", ShareKind(3 - value)
-    elif isinstance(value, bytes):
-        yield "first bit", bytes([value[0] ^ 1]) + value[1:]
-        yield "last bit", value[:-1] + bytes([value[-1] ^ 0x80])
-        yield "zeros", bytes(len(value))
-    elif isinstance(value, int):
-        yield "a peer", 11 if value != 11 else 12
-        yield "a stranger", 77
-    elif isinstance(value, np.ndarray):
-        yield "one bit", value ^ np.array([1] + [0] * (value.size - 1), value.dtype)
-        yield "truncated", value[:-1]
-        yield "longer", np.append(value, value[:1])
-        yield "retyped", value.astype(np.uint64)
-
-
-def changed_messages(message):
-    """Yield (what was changed, the message with it changed), down to the items of its lists."""
-    for field in dataclasses.fields(message):
-        value = getattr(message, field.name)
-        if isinstance(value, tuple):
-            yield from changed_lists(message, field.name, value)
-        else:
-            for how, new in variants(value):
-                yield f"{field.name}: {how}", dataclasses.replace(message, **{field.name: new})
-
-
-def changed_lists(message, name, items):
-    def with_items(new):
-        return dataclasses.replace(message, **{name: new})
-
-    yield f"{name}: first repeated", with_items((*items, items[0]))
-    yield f"{name}: first replaced by second", with_items((items[1], *items[1:]))
-    yield f"{name}: emptied", with_items(())
-    for i, item in enumerate(items):
-        if isinstance(item, tuple):
-            for j, value in enumerate(item):
-                for how, new in variants(value):
-                    changed = (*item[:j], new, *item[j + 1 :])
-                    yield f"{name}[{i}][{j}]: {how}", with_items((*items[:i], changed, *items[i + 1 :]))
-        else:
-            for what, new in changed_messages(item):
-                yield f"{name}[{i}].{what}", with_items((*items[:i], new, *items[i + 1 :]))
+LEAST_CHANGES = 5000
+CHANGES = {
+    "bit flipped",
+    "truncated",
+    "emptied",
+    "extended",
+    "malleated",
+    "another sender's",
+    "a peer's",
+    "another attempt's",
+    "another round's",
+    "another run's",
+    "another model's",
+    "whole: another attempt's",
+    "whole: another round's",
+    "whole: another run's",
+    "duplicated",
+    "of another phase",
+    "item missing",
+    "item repeated",
+    "reordered",
+    "oversized",
+    "retyped to f8",
+    "retyped to O",
+    "a row",
+    "wrong kind",
+    "the other kind",
+    "id 0",
+    "unknown",
+    "revoked",
+    "self",
+}
+FROM_SITES = {"AdvertiseKeys", "ShareKeys", "EncryptedShare", "MaskedInput", "SurvivorConfirmation", "UnmaskShares"}
+FROM_SITES |= {"UnmaskShare", "Abort"}
+FROM_SERVER = {"RoundContext", "PeerKeys", "AdvertiseKeys", "PeerShares", "PeerShare", "Survivors", "InputDigest"}
+FROM_SERVER |= {"Confirmations", "SurvivorConfirmation", "PublishedSum"}
+SENT = {
+    ("complete", TO_SERVER): FROM_SITES,
+    ("complete", TO_SITE): FROM_SERVER,
+    ("harary", TO_SERVER): FROM_SITES | {"GraphNonce"},
+    ("harary", TO_SITE): FROM_SERVER | {"PeerNonces", "GraphNonce"},
+}
+CLASSES = {cls.__name__: cls for cls in (*Message.__subclasses__(), RoundContext)}
 
 
-def to_client(federation):
-    """What the server sends site 12 in the phase that is next, and the call that takes it."""
-    client = federation.clients[12]
-    if hasattr(federation, "confirmations"):
-        return client.receive_confirmations, federation.confirmations
-    if hasattr(federation, "survivors"):
-        return client.receive_survivors, federation.survivors
-    if hasattr(federation, "peer_shares"):
-        return client.receive_peer_shares, federation.peer_shares[12]
-    return client.receive_peer_keys, federation.peer_keys
+@dataclass
+class Attacked:
+    """What came of attacking some rounds, and the sums they ended in after it."""
+
+    outcomes: list[Outcome]
+    sums: list[tuple[list[int], list[int], int]]  # the sum, what it should be, complaints
+
+    def take(self, gauntlet):
+        result = gauntlet.run()
+        expected = gauntlet.federation.sum_of(result.survivors)
+        self.outcomes += gauntlet.outcomes
+        self.sums.append((result.total.tolist(), expected.tolist(), len(result.complaints)))
 
 
-SERVER_STEPS = [
-    ("shares", "advertise_keys"),
-    ("masked", "share_keys"),
-    ("confirm", "confirm_survivors"),
-    ("unmask", "unmask"),
-]
+def four(**options):
+    return Consortium(4, **options)
 
 
-@pytest.mark.parametrize(("phase", "step"), SERVER_STEPS)
-def test_every_change_of_a_servers_message_kills_the_session_at_its_step(phase, step):
-    names = [what for what, _ in changed_messages(to_client(until(phase))[1])]
-    assert len(names) > 20
-    for i, what in enumerate(names):
-        federation = until(phase)
-        call, message = to_client(federation)
-        changed = list(changed_messages(message))[i]
-        assert changed[0] == what
-        with pytest.raises(RemoteProtocolError) as caught:
-            call(changed[1])
-        assert caught.value.step == step, what
-        assert federation.clients[12].state is ClientState.DEAD, what
+def five(**options):
+    return Consortium(5, **options)
 
 
-@pytest.mark.parametrize(("phase", "step"), SERVER_STEPS)
-def test_a_servers_message_for_another_round_kills_the_session(phase, step):
-    for changed in ({"round": 8}, {"attempt": 3}, {"run_id": "other"}, {"model_hash": b"m" * 32}):
-        call, _ = to_client(federation := until(phase))
-        _, message = to_client(until(phase, context_changes=changed))
-        with pytest.raises(RemoteProtocolError) as caught:
-            call(message)
-        assert caught.value.step == step
-        assert federation.clients[12].state is ClientState.DEAD
+def weighted(**options):
+    return Consortium(4, ring_bits=64, policy_changes={"max_weight": 8}, **options)
 
 
-@pytest.mark.parametrize(("phase", "step"), SERVER_STEPS)
-def test_the_order_of_a_list_does_not_matter(phase, step):
-    federation = until(phase)
-    call, message = to_client(federation)
-    fields = {field.name: tuple(reversed(getattr(message, field.name))) for field in dataclasses.fields(message)}
-    call(dataclasses.replace(message, **fields))
-    assert federation.clients[12].state is not ClientState.DEAD, step
+@pytest.fixture(scope="module")
+def complete():
+    attacked = Attacked([], [])
+    # In the second, a site drops out before its input, so that shares of both kinds are released.
+    for make, silent, victims in ((four, {}, (11, 12, 13, 14)), (five, {15: "input"}, (11, 13)), (weighted, {}, (12,))):
+        donors = donor_rounds(make, silent=silent)
+        for victim in victims:
+            attacked.take(Gauntlet(make(), silent, victim=victim, donors=donors, seed=victim))
+    return attacked
 
 
-def own_message(federation, phase):
-    """What site 12 sends in a phase, and the server's call that takes it."""
-    client, server = federation.clients[12], federation.server
-    if phase == "keys":
-        return server.receive_advertise_keys, client.advertise_keys()
-    if phase == "shares":
-        return server.receive_share_keys, client.receive_peer_keys(federation.peer_keys)
-    if phase == "masked":
-        client.receive_peer_shares(federation.peer_shares[12])
-        return server.receive_masked_input, client.masked_input(federation.inputs[12])
-    if phase == "confirm":
-        return server.receive_confirmation, client.receive_survivors(federation.survivors)
-    return server.receive_unmask_shares, client.receive_confirmations(federation.confirmations)
+@pytest.fixture(scope="module")
+def sparse(sparse_round):
+    attacked = Attacked([], [])
+    with remembered_signatures():
+        donors = [("another attempt's", sparse_round)]
+        federation = Consortium(SPARSE_SITES, context_changes={"attempt": 3})
+        attacked.take(Gauntlet(federation, {50: "input"}, victim=40, donors=donors, seed=40))
+    return attacked
 
 
-STEPS = dict(zip(PHASES, ("advertise_keys", "share_keys", "masked_input", "confirm_survivors", "unmask"), strict=True))
+@pytest.fixture(params=["complete", "sparse"])
+def attacked(request):
+    return request.getfixturevalue(request.param)
 
 
-def finish(federation, phase):
-    """Play the rest of a round; whoever the server no longer expects in this phase is not asked again."""
-    for name in PHASES[PHASES.index(phase) :]:
-        result = getattr(federation, name)()
-    return result
+def test_thousands_of_changes_are_tried_and_most_reach_a_session(complete, sparse):
+    outcomes = complete.outcomes + sparse.outcomes
+    assert len(outcomes) >= 2 * LEAST_CHANGES
+    verdicts = Counter(outcome.verdict for outcome in outcomes)
+    assert len(outcomes) - verdicts[Verdict.REFUSED_WHEN_MADE] >= LEAST_CHANGES
+    assert len(sparse.outcomes) >= LEAST_CHANGES / 5
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_every_change_of_a_sites_message_is_refused_without_harm_to_the_round(phase):
-    federation = until(phase)
-    call, genuine = own_message(federation, phase)
-    changed = [item for item in changed_messages(genuine) if not is_checked_elsewhere(phase, item[0])]
-    assert len(changed) >= 5
-    state = federation.server.state
-    for what, message in changed:
-        with pytest.raises(RemoteProtocolError) as caught:
-            call(message)
-        assert caught.value.step == STEPS[phase], what
-        assert caught.value.peer == message.sender, what
-        assert federation.server.state is state
-    call(genuine)
-    result = finish(federation, phase)
-    assert result.total.tolist() == [15] * 8
-    assert result.complaints == ()
+@pytest.mark.parametrize(("graph", "direction"), sorted(SENT))
+def test_every_field_of_every_message_is_changed(complete, sparse, graph, direction):
+    outcomes = (complete if graph == "complete" else sparse).outcomes
+    changed = {outcome.target for outcome in outcomes if (outcome.graph, outcome.direction) == (graph, direction)}
+    missing = {f"{name}.{item.name}" for name in SENT[graph, direction] for item in fields(CLASSES[name])} - changed
+    assert not missing
 
 
-def is_checked_elsewhere(phase, what):
-    """Unmask shares carry no signature.
-
-    Their sender is whom the channel says it is, which the caller compares; their values are checked against the owners'
-    commitments when the sum is opened (test_malicious_site).
-    """
-    return phase == "unmask" and (".share:" in what or what == "sender: a peer")
+def test_no_message_is_left_out():
+    assert set.union(*SENT.values()) == set(CLASSES)
 
 
-@pytest.mark.parametrize("phase", PHASES[:-1])
-@pytest.mark.parametrize(
-    "changed", [{"round": 8}, {"attempt": 3}, {"attempt": 1}, {"run_id": "other"}, {"model_hash": b"m" * 32}]
-)
-def test_a_sites_message_from_another_round_is_refused(phase, changed):
-    _, foreign = own_message(until(phase, context_changes=changed), phase)
-    call, _ = own_message(until(phase), phase)
-    with pytest.raises(RemoteProtocolError, match="signature"):
-        call(foreign)
+def test_every_kind_of_change_is_tried_in_both_directions(complete):
+    for direction in (TO_SERVER, TO_SITE):
+        tried = {outcome.how for outcome in complete.outcomes if outcome.direction == direction}
+        only_to_server = {"duplicated", "wrong kind", "the other kind"}
+        assert CHANGES - tried <= (set() if direction == TO_SERVER else only_to_server)
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_message_sent_twice_is_refused(phase):
-    federation = until(phase)
-    call, genuine = own_message(federation, phase)
-    call(genuine)
-    with pytest.raises(RemoteProtocolError, match="already"):
-        call(genuine)
+def test_every_change_is_refused_by_name_or_has_no_effect(attacked):
+    assert [outcome for outcome in attacked.outcomes if not outcome.verdict.fine] == []
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_message_of_one_phase_is_refused_in_every_other(phase):
-    for other in PHASES:
-        if other == phase:
-            continue
-        whole = Federation(N)
-        whole.run()
-        federation = until(other)
-        kinds = dict(zip(PHASES, ("keys", "shares", "input", "confirmation", "unmask"), strict=True))
-        receive = dict(
-            zip(
-                PHASES,
-                ("advertise_keys", "share_keys", "masked_input", "confirmation", "unmask_shares"),
-                strict=True,
-            )
-        )
-        call = getattr(federation.server, f"receive_{receive[phase]}")
-        with pytest.raises(RemoteProtocolError, match="not of the phase"):
-            call(whole.records[kinds[phase]][12])
+def test_a_round_under_attack_ends_in_the_exact_sum_and_accuses_nobody(attacked):
+    for total, expected, complaints in attacked.sums:
+        assert (total, complaints) == (expected, 0)
+
+
+def test_the_order_of_a_list_of_messages_does_not_matter(attacked):
+    verdicts = {
+        outcome.target: outcome.verdict
+        for outcome in attacked.outcomes
+        if outcome.how == "reordered" and outcome.target not in ("PublishedSum.survivors", "RoundContext.cohort")
+    }
+    assert len(verdicts) >= 6
+    assert set(verdicts.values()) == {Verdict.NO_EFFECT}
+
+
+def test_wrong_shares_are_named_or_end_the_round(complete):
+    changed = [item for item in complete.outcomes if item.target == "UnmaskShare.share"]
+    verdicts = Counter(outcome.verdict for outcome in changed)
+    assert verdicts[Verdict.NAMED] > 50
+    assert verdicts[Verdict.NO_SUM] > 50
+
+
+# -- the same attack on a program with a fault finds it
+
+
+def attack_once():
+    """A short attack; what it found."""
+    donors = donor_rounds(four)
+    gauntlet = Gauntlet(four(), victim=12, donors=donors, seed=1)
+    gauntlet.run()
+    return gauntlet.outcomes
+
+
+def found(outcomes):
+    return {(outcome.target, outcome.verdict) for outcome in outcomes if not outcome.verdict.fine}
+
+
+def test_the_attack_is_the_same_every_time():
+    first, second = attack_once(), attack_once()
+    assert [(o.target, o.how, o.verdict) for o in first] == [(o.target, o.how, o.verdict) for o in second]
+
+
+def test_without_signatures_the_attack_gets_wrong_messages_accepted():
+    with patch.object(checks, "verify", lambda *_: None), patch.object(server, "verify", lambda *_: None):
+        accepted = {target for target, verdict in found(attack_once()) if verdict is Verdict.ACCEPTED}
+    wanted = {"AdvertiseKeys.mask_key", "AdvertiseKeys.ledger_head", "InputDigest.digest", "Abort.code"}
+    assert wanted | {"SurvivorConfirmation.signature", "RoundContext.attempt"} <= accepted
+
+
+def test_without_commitments_the_attack_gets_a_wrong_sum():
+    def unverified(shares, threshold, opens, max_attempts):
+        return recover(shares, threshold), ()
+
+    with patch.object(reconstruction, "recover_verified", unverified):
+        assert ("UnmaskShare.share", Verdict.MISNAMED) in found(attack_once())  # the range of the sum gives it away
+        with patch.object(server, "check_sum", lambda *_: None):
+            outcomes = attack_once()
+    assert ("UnmaskShare.share", Verdict.ACCEPTED) in found(outcomes)
+    assert "a wrong sum" in {outcome.detail for outcome in outcomes}
+
+
+def test_a_foreign_exception_is_noticed():
+    class AnotherError(Exception):
+        """Not what a failed signature raises."""
+
+    with patch.object(server, "SignatureError", AnotherError), patch.object(checks, "SignatureError", AnotherError):
+        noticed = found(attack_once())
+    assert {("MaskedInput.signature", Verdict.FOREIGN), ("InputDigest.digest", Verdict.FOREIGN)} <= noticed
+
+
+def test_a_wrong_step_or_peer_is_noticed():
+    with patch.object(server, "RemoteProtocolError", lambda peer, step, why: RemoteProtocolError(peer + 1, step, why)):
+        noticed = found(attack_once())
+    assert ("MaskedInput.signature", Verdict.MISNAMED) in noticed
+
+
+def test_a_server_that_remembers_what_it_refuses_is_noticed():
+    genuine = server.ServerSession._verify
+
+    def remembers(session, signer, signature, statement, step):
+        session._gone.setdefault(0, statement)
+        session._public_keys.add(signature)
+        genuine(session, signer, signature, statement, step)
+
+    with patch.object(server.ServerSession, "_verify", remembers):
+        assert ("AdvertiseKeys.signature", Verdict.HARMED) in found(attack_once())
+
+
+# -- mistakes of the site's own program
 
 
 @pytest.mark.parametrize(
@@ -225,27 +243,25 @@ def test_a_message_of_one_phase_is_refused_in_every_other(phase):
         np.zeros(8, np.uint64),
         np.zeros(8, np.int32),
         np.zeros(8, np.float64),
+        np.zeros(8, object),
+        np.zeros((1, 8), np.uint32),
         np.full(8, 2**10 + 1, np.uint32),
         np.full(8, 2**31, np.uint32),
+        [0] * 8,
     ],
 )
 def test_a_wrong_input_of_our_own_leaves_the_session_as_it_was(vector):
-    federation = until("masked")
-    client = federation.clients[12]
+    federation = four()
+    federation.keys()
+    federation.shares()
+    client, releases = federation.clients[12], Releases()
     client.receive_peer_shares(federation.peer_shares[12])
     with pytest.raises(LocalProtocolError):
-        client.masked_input(vector)
+        client.masked_input(vector, releases)
     assert client.state is ClientState.READY
-    federation.server.receive_masked_input(client.masked_input(federation.inputs[12]))
-    assert finish(federation, "masked").total.tolist() == [15] * 8
-
-
-def test_unmask_shares_from_another_round_are_all_named_as_wrong():
-    federation, other = until("unmask"), until("unmask", context_changes={"attempt": 3})
-    for site in (11, 12, 13, 14):
-        source = other if site == 12 else federation
-        message = source.clients[site].receive_confirmations(source.confirmations)
-        federation.server.receive_unmask_shares(message)
-    result = federation.server.close_unmask()
-    assert result.total.tolist() == [15] * 8
-    assert {(complaint.holder, complaint.owner) for complaint in result.complaints} == {(12, s) for s in range(11, 15)}
+    assert releases.marked == []
+    federation.server.receive_masked_input(client.masked_input(federation.inputs[12], releases))
+    federation.masked()
+    federation.confirm()
+    assert federation.unmask().total.tolist() == [15] * 8
+    assert releases.marked == [("test-run", 7)]

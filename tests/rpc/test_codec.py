@@ -6,21 +6,24 @@ from typing import Any
 
 import pytest
 
-from fedmvp.rpc import codec
+from fedmvp.rpc import codec, limits
 from fedmvp.rpc.errors import WireError
 from fedmvp.rpc.fields import round_id, text
 from fedmvp.rpc.v1 import aggregation_pb2, secure_sum_pb2
 from secure_agg import messages as sa
 from secure_agg.errors import RemoteProtocolError
+from secure_agg.policy import MAX_COHORT_SITES
 
 ID = codec.round_id_to_wire(7, 2)
 KEY_A, KEY_B, HEAD = bytes([1] * 32), bytes([2] * 32), bytes([3] * 32)
 SIGNATURE = bytes([4] * 64)
-ADVERT = sa.AdvertiseKeys(5, KEY_A, KEY_B, HEAD, SIGNATURE)
+COMMITMENT = bytes([9] * 32)
+ADVERT = sa.AdvertiseKeys(5, KEY_A, KEY_B, HEAD, COMMITMENT, SIGNATURE)
 SEALED = bytes([6] * 82)
 
+UP_KEYS = (codec.advertise_keys_to_wire, codec.advertise_keys_from_wire)
 UP = [
-    (ADVERT, codec.advertise_keys_to_wire, codec.advertise_keys_from_wire),
+    (ADVERT, *UP_KEYS),
     (
         sa.ShareKeys(5, HEAD, (sa.EncryptedShare(6, SEALED, SIGNATURE),)),
         codec.share_keys_to_wire,
@@ -39,9 +42,16 @@ UP = [
         codec.unmask_from_wire,
     ),
     (sa.Abort(5, "unmask", "check-failed", SIGNATURE, accused=6), codec.abort_to_wire, codec.abort_from_wire),
+    (sa.AdvertiseKeys(5, KEY_A, KEY_B, HEAD, b"", SIGNATURE), *UP_KEYS),
+    (sa.GraphNonce(5, KEY_A), codec.nonce_to_wire, codec.nonce_from_wire),
 ]
 DOWN = [
     (sa.PeerKeys((ADVERT,)), codec.peer_keys_to_wire, codec.peer_keys_from_wire),
+    (
+        sa.PeerNonces((sa.GraphNonce(5, KEY_A), sa.GraphNonce(6, KEY_B))),
+        codec.peer_nonces_to_wire,
+        codec.peer_nonces_from_wire,
+    ),
     (
         sa.PeerShares((sa.PeerShare(6, HEAD, SEALED, SIGNATURE),), ((5, KEY_A), (6, HEAD))),
         codec.peer_shares_to_wire,
@@ -72,7 +82,7 @@ def test_a_message_to_a_site_survives_the_wire(message: Any, to_wire: Any, from_
     assert from_wire(type(wire).FromString(wire.SerializeToString())) == message
 
 
-@pytest.mark.parametrize("field", ["encryption_key", "mask_key", "ledger_head", "signature"])
+@pytest.mark.parametrize("field", ["encryption_key", "mask_key", "ledger_head", "nonce_commitment", "signature"])
 def test_a_field_that_is_one_byte_short_is_refused(field: str) -> None:
     wire = codec.advertise_keys_to_wire(ADVERT, ID)
     setattr(wire, field, getattr(wire, field)[:-1])
@@ -104,10 +114,36 @@ def test_text_that_would_spoil_a_log_is_refused(value: str) -> None:
         text(value, "reason")
 
 
+def largest_messages() -> dict[str, int]:
+    """Bytes of the largest messages of a round with the most sites a policy allows, with ids as long as they get."""
+    sites = range(2**32 - MAX_COHORT_SITES, 2**32)
+    sealed = [sa.PeerShare(site, HEAD, SEALED, SIGNATURE) for site in sites]
+    messages = [
+        codec.peer_keys_to_wire(
+            sa.PeerKeys(tuple(sa.AdvertiseKeys(site, KEY_A, KEY_B, HEAD, COMMITMENT, SIGNATURE) for site in sites))
+        ),
+        codec.share_keys_to_wire(
+            sa.ShareKeys(5, HEAD, tuple(sa.EncryptedShare(site, SEALED, SIGNATURE) for site in sites)), ID
+        ),
+        codec.peer_shares_to_wire(sa.PeerShares(tuple(sealed), tuple((site, HEAD) for site in sites))),
+    ]
+    return {type(message).__name__: message.ByteSize() for message in messages}
+
+
+def test_the_largest_cohorts_keys_and_shares_fit_into_one_message() -> None:
+    sizes = largest_messages()
+
+    assert sizes.keys() == {"AdvertiseKeysReply", "ShareKeysRequest", "ShareKeysReply"}
+    assert limits.MESSAGE_BYTES / 2 < max(sizes.values()) < limits.MESSAGE_BYTES
+
+
 ALLOWED_UP = {
     "JoinRequest": {"run_id", "policy_hash", "roster_hash", "software"},
     "AwaitRoundRequest": {"run_id", "after_round"},
-    "AdvertiseKeysRequest": {"id", "sender", "encryption_key", "mask_key", "ledger_head", "signature"},
+    "AdvertiseKeysRequest": {
+        *("id", "sender", "encryption_key", "mask_key", "ledger_head", "nonce_commitment", "signature"),
+    },
+    "RevealNonceRequest": {"id", "sender", "nonce"},
     "ShareKeysRequest": {"id", "sender", "commitment", "shares"},
     "SealedShare": {"recipient", "ciphertext", "signature"},
     "MaskedInputPart": {"header", "chunk", "trailer"},

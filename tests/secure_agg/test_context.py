@@ -6,7 +6,8 @@ import hashlib
 import pytest
 
 from secure_agg.context import check_agreement, validate_context
-from secure_agg.errors import RemoteProtocolError
+from secure_agg.errors import PolicyError, RemoteProtocolError
+from secure_agg.graph import MAX_ATTEMPTS
 from secure_agg.roster import Roster
 from tests.simulation.federation import make_context, make_policy, make_roster
 
@@ -51,8 +52,10 @@ def test_an_honest_announcement_is_accepted():
         {"threshold": 4},
         {"colluders": 2},
         {"ring_bits": 64},
-        {"dimension": 9},
-        {"graph": "sparse"},
+        {"length": 9},
+        {"graph": "harary"},
+        {"degree": 4},
+        {"share_threshold": 2},
     ],
 )
 def test_every_field_is_in_the_hash(changed):
@@ -111,12 +114,29 @@ def test_a_second_site_of_one_organisation_is_refused():
 
 
 def test_a_cohort_below_the_floor_is_refused():
-    policy = make_policy(6, min_cohort=5)
-    refused("below the floor of 5", make_context(policy, ROSTER, cohort=(11, 12, 13, 14)), policy=policy)
+    refused("below the floor of 5", CONTEXT, policy=make_policy(6, min_cohort=5))
 
 
 def test_a_cohort_above_the_limit_is_refused():
-    refused("above the limit", make_context(POLICY, ROSTER, cohort=(11, 12, 13, 14)), policy=make_policy(3))
+    refused("above the limit", CONTEXT, policy=make_policy(3))
+
+
+def test_a_cohort_outside_the_policy_has_no_context():
+    with pytest.raises(PolicyError, match="below the floor of 5") as caught:
+        make_context(make_policy(6, min_cohort=5), ROSTER, cohort=(11, 12, 13, 14))
+    assert caught.value.remedy
+
+
+@pytest.mark.usefixtures("sparse_from_seven_sites")
+def test_a_site_joins_at_most_16_attempts_at_a_round_on_a_sparse_graph():
+    roster, policy = make_roster(7), make_policy(7)
+    context = make_context(policy, roster, attempt=16)
+    assert context.graph == "harary"
+    assert MAX_ATTEMPTS == 16
+    check_agreement(context, policy, roster)
+    with pytest.raises(RemoteProtocolError, match="16 attempts"):
+        check_agreement(dataclasses.replace(context, attempt=17), policy, roster)
+    check_agreement(make_context(make_policy(6), make_roster(6), attempt=17), make_policy(6), make_roster(6))
 
 
 @pytest.mark.parametrize("threshold", [1, 2, 4])
@@ -129,8 +149,10 @@ def test_a_threshold_that_is_not_the_policys_is_refused(threshold):
     [
         ({"colluders": 0}, "colluders"),
         ({"ring_bits": 16}, "ring"),
-        ({"dimension": 7}, "length"),
-        ({"graph": "sparse"}, "complete graph"),
+        ({"length": 7}, "vector length"),
+        ({"graph": "harary"}, "graph is harary"),
+        ({"degree": 2}, "degree"),
+        ({"share_threshold": 2}, "share threshold"),
     ],
 )
 def test_a_parameter_that_is_not_the_policys_is_refused(changed, reason):
@@ -151,7 +173,13 @@ def test_a_parameter_that_is_not_the_policys_is_refused(changed, reason):
         {"cohort": (11, 11, 12)},
         {"cohort": (11, 2**32)},
         {"threshold": -1},
-        {"dimension": 2**64},
+        {"length": 2**64},
+        {"degree": 2**32},
+        {"share_threshold": -1},
+        {"run_id": "übung"},
+        {"run_id": "line\nbreak"},
+        {"run_id": "null\0"},
+        {"graph": "härary"},
     ],
 )
 def test_a_context_that_has_no_canonical_form_cannot_be_made(changed):

@@ -5,17 +5,21 @@ import dataclasses
 import numpy as np
 import pytest
 
+from secure_agg import messages
 from secure_agg.errors import RemoteProtocolError
 from secure_agg.messages import (
     Abort,
     AdvertiseKeys,
     Confirmations,
     EncryptedShare,
+    GraphNonce,
     InputDigest,
     MaskedInput,
     PeerKeys,
+    PeerNonces,
     PeerShare,
     PeerShares,
+    PublishedSum,
     ShareKeys,
     ShareKind,
     SurvivorConfirmation,
@@ -23,9 +27,11 @@ from secure_agg.messages import (
     UnmaskShare,
     UnmaskShares,
 )
+from secure_agg.policy import MAX_COHORT_SITES
 
 SECRET = b"\xa7"
-ADVERT = AdvertiseKeys(11, SECRET * 32, SECRET * 32, SECRET * 32, SECRET * 64)
+ADVERT = AdvertiseKeys(11, SECRET * 32, SECRET * 32, SECRET * 32, SECRET * 32, SECRET * 64)
+NONCE = GraphNonce(11, SECRET * 32)
 SEALED = EncryptedShare(12, SECRET * 82, SECRET * 64)
 SHARE_KEYS = ShareKeys(11, SECRET * 32, (SEALED,))
 PEER_SHARE = PeerShare(12, SECRET * 32, SECRET * 82, SECRET * 64)
@@ -35,10 +41,13 @@ DIGEST = InputDigest(11, SECRET * 32, SECRET * 64)
 CONFIRMATION = SurvivorConfirmation(11, SECRET * 64)
 UNMASK = UnmaskShare(11, ShareKind.SELF_MASK, SECRET * 33)
 UNMASK_SHARES = UnmaskShares(11, (UNMASK,))
+PUBLISHED = PublishedSum(np.full(3, 0xA7A7A7A7, dtype=np.uint32), (11, 12, 13), SECRET * 32)
 ABORT = Abort(11, "unmask", "check-failed", SECRET * 64, accused=12)
 MESSAGES = [
     ADVERT,
     PeerKeys((ADVERT,)),
+    NONCE,
+    PeerNonces((NONCE,)),
     SEALED,
     SHARE_KEYS,
     PEER_SHARE,
@@ -50,15 +59,20 @@ MESSAGES = [
     Confirmations((CONFIRMATION,)),
     UNMASK,
     UNMASK_SHARES,
+    PUBLISHED,
     ABORT,
 ]
 
 
-def byte_fields():
+def wrong_lengths():
+    """Every field of bytes cut, lengthened and emptied, but for the one that is empty on the complete graph."""
     for message in MESSAGES:
         for field in dataclasses.fields(message):
-            if isinstance(getattr(message, field.name), bytes):
-                yield pytest.param(message, field.name, id=f"{type(message).__name__}.{field.name}")
+            value = getattr(message, field.name)
+            if isinstance(value, bytes):
+                wrong = [value[:-1], value + b"\0"] + ([b""] if field.name != "nonce_commitment" else [])
+                name = f"{type(message).__name__}.{field.name}"
+                yield from (pytest.param(message, field.name, w, id=f"{name}-{len(w)}") for w in wrong)
 
 
 def site_fields():
@@ -68,11 +82,10 @@ def site_fields():
                 yield pytest.param(message, name, id=f"{type(message).__name__}.{name}")
 
 
-@pytest.mark.parametrize(("message", "name"), list(byte_fields()))
-@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b""])
-def test_a_field_of_the_wrong_length_is_refused(message, name, change):
+@pytest.mark.parametrize(("message", "name", "wrong"), list(wrong_lengths()))
+def test_a_field_of_the_wrong_length_is_refused(message, name, wrong):
     with pytest.raises(RemoteProtocolError):
-        dataclasses.replace(message, **{name: change(getattr(message, name))})
+        dataclasses.replace(message, **{name: wrong})
 
 
 @pytest.mark.parametrize(("message", "name"), list(site_fields()))
@@ -86,19 +99,21 @@ def test_an_id_that_no_site_can_have_is_refused(message, name, site_id):
     ("message", "name"),
     [
         (PeerKeys((ADVERT,)), "adverts"),
+        (PeerNonces((NONCE,)), "nonces"),
         (SHARE_KEYS, "shares"),
         (PEER_SHARES, "shares"),
         (PEER_SHARES, "commitments"),
         (Survivors((DIGEST,)), "inputs"),
         (Confirmations((CONFIRMATION,)), "confirmations"),
         (UNMASK_SHARES, "shares"),
+        (PUBLISHED, "survivors"),
     ],
 )
 def test_a_list_longer_than_any_cohort_is_refused(message, name):
     item = getattr(message, name)[0]
-    dataclasses.replace(message, **{name: (item,) * 100})
+    dataclasses.replace(message, **{name: (item,) * MAX_COHORT_SITES})
     with pytest.raises(RemoteProtocolError, match="more"):
-        dataclasses.replace(message, **{name: (item,) * 101})
+        dataclasses.replace(message, **{name: (item,) * (MAX_COHORT_SITES + 1)})
 
 
 def test_a_commitment_of_the_wrong_length_is_refused():
@@ -106,6 +121,15 @@ def test_a_commitment_of_the_wrong_length_is_refused():
         PeerShares((), ((11, bytes(31)),))
     with pytest.raises(RemoteProtocolError):
         PeerShares((), ((0, bytes(32)),))
+
+
+def test_a_commitment_to_a_nonce_is_empty_on_the_complete_graph():
+    assert dataclasses.replace(ADVERT, nonce_commitment=b"").content[-1] == b""
+
+
+def test_a_repr_that_showed_bytes_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(messages, "_outline", repr)
+    assert "\\xa7" in repr(ADVERT)
 
 
 @pytest.mark.parametrize("kind", [0, 3, -1])

@@ -1,14 +1,25 @@
-"""The specification and the code name the same labels, states and limits."""
+"""The specification and the code name the same labels, phases, numbers and limits."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 import secure_agg
-from secure_agg.reconstruction import MAX_ATTEMPTS
-from secure_agg.transitions import CLIENT_TRANSITIONS, ClientEvent
+from secure_agg import graph, reconstruction
+from secure_agg.graph import sparse_parameters
+from secure_agg.messages import AbortCode
+from secure_agg.transitions import Step
+from tests.simulation.federation import make_policy
 
 CODE = "\n".join(path.read_text() for path in Path(secure_agg.__file__).parent.glob("*.py"))
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "secure-aggregation.md").read_text()
+
+
+def rows(header):
+    """The numbers in the table below a header line."""
+    table = PAGE.partition(header)[2].partition("\n\n")[0].splitlines()[2:]
+    return [[int(cell.replace(",", "")) for cell in line.split("|") if cell.strip()] for line in table]
 
 
 def test_every_label_of_the_code_is_specified():
@@ -17,12 +28,37 @@ def test_every_label_of_the_code_is_specified():
     assert in_code <= set(re.findall(r"\*\*([a-z-]+)\*\*", PAGE))
 
 
-def test_the_table_of_states_is_the_one_in_the_code():
-    rows = re.findall(r"^\| ([a-z ]+) \| ([a-z_]+) \| ([a-z ]+) \|$", PAGE, re.M)
-    table = {(state.value, event.value): new.value for (state, event), new in CLIENT_TRANSITIONS.items()}
-    forward = {key: new for key, new in table.items() if key[1] != ClientEvent.ABORT.value}
-    assert {(state, event): new for state, event, new in rows if event in {e.value for e in ClientEvent}} == forward
+def test_the_table_of_thresholds_is_what_the_code_gives():
+    table = rows("| n | c | t | may drop | honest inputs in any sum |")
+    assert len(table) > 5
+    for n, colluders, threshold, may_drop, honest in table:
+        assert make_policy(n, colluders=colluders, min_cohort=n).threshold(n) == threshold
+        assert (may_drop, honest) == (n - threshold, threshold - colluders)
 
 
-def test_the_limit_of_the_search_for_liars_is_the_one_in_the_code():
-    assert f"at most {MAX_ATTEMPTS:,} for one owner" in PAGE
+def test_the_table_of_sparse_graphs_is_what_the_code_gives():
+    table = rows("| n | c | lost | k | s | | n | c | lost | k | s |")
+    halves = [row[start : start + 5] for row in table for start in (0, 5)]
+    assert len(halves) > 10
+    for n, colluders, lost, degree, share_threshold in halves:
+        found = sparse_parameters(n, colluders, lost)
+        assert (found.degree, found.share_threshold) == (degree, share_threshold)
+
+
+@pytest.mark.parametrize("step", [step for step in Step if step not in (Step.ANNOUNCE, Step.PUBLISH)])
+def test_every_phase_is_named(step):
+    assert re.search(rf"^\| \d\w? {step}\b", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", AbortCode)
+def test_every_reason_to_leave_is_named(code):
+    assert f"`{code}`" in PAGE
+
+
+def test_the_limits_are_those_in_the_code():
+    assert f"at most {reconstruction.MAX_ATTEMPTS:,} for one owner" in PAGE
+    assert f"Up to {graph.COMPLETE_GRAPH_LIMIT_SITES} sites: everybody with everybody" in PAGE
+    assert f"σ = {graph.SECURITY_BITS} +" in PAGE
+    assert f"2^−({graph.CORRECTNESS_BITS} +" in PAGE
+    assert re.search(rf"at most {graph.MAX_WITHHELD_NONCES}\s+sites of U1", PAGE)
+    assert f"at most {graph.MAX_ATTEMPTS} attempts at a round" in PAGE

@@ -10,8 +10,10 @@ import pytest
 
 from fedmvp.rpc.v1 import aggregation_pb2 as pb
 from fedmvp.server.attempt import Attempt
+from fedmvp.server.coordinator import Coordinator
 from fedmvp.server.errors import AttemptOverError
 from fedmvp.server.lobby import Invitation, Lobby, RunOver
+from fedmvp.study.policy import parse_policy
 from secure_agg.client import ClientSession
 from secure_agg.context import RoundContext
 from secure_agg.keys import SigningKey
@@ -19,6 +21,8 @@ from secure_agg.policy import SecureSumPolicy
 from secure_agg.roster import Roster, RosterEntry
 from secure_agg.server import ServerSession
 from secure_agg.transitions import Step
+from tests.e2e.federation import policy_text
+from tests.simulation.federation import make_context, make_policy, make_roster, signing_key
 
 NEVER = 3600.0
 SITES = (1, 2, 3, 4)
@@ -38,7 +42,10 @@ CONTEXT = RoundContext(
     threshold=3,
     colluders=1,
     ring_bits=32,
-    dimension=4,
+    length=4,
+    graph="complete",
+    degree=3,
+    share_threshold=3,
 )
 
 
@@ -52,6 +59,25 @@ def in_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Non
 
 def new_attempt() -> Attempt:
     return Attempt(CONTEXT, POLICY, ServerSession(policy=POLICY, roster=ROSTER, context=CONTEXT))
+
+
+MANY = make_roster(101)
+
+
+def new_sparse_attempt(dropout_permille: int) -> tuple[Attempt, SecureSumPolicy]:
+    """An attempt on a sparse graph of 101 sites."""
+    policy = make_policy(101, dropout_permille=dropout_permille)
+    context = make_context(policy, MANY)
+    return Attempt(context, policy, ServerSession(policy=policy, roster=MANY, context=context)), policy
+
+
+async def ends_at_once(attempt: Attempt, step: Step) -> bool:
+    """Whether a step is given up without waiting."""
+    try:
+        await asyncio.wait_for(attempt.collect(step, NEVER), 0.05)
+    except TimeoutError:
+        return False
+    return True
 
 
 def session(site: int) -> ClientSession:
@@ -161,6 +187,92 @@ async def test_a_step_ends_at_once_when_too_few_sites_are_left_to_reach_the_floo
 
     await attempt.collect(Step.ADVERTISE_KEYS, NEVER)
     assert attempt.gone == set(SITES)
+
+
+@pytest.mark.parametrize(("lost", "ends"), [(6, False), (7, True)])
+def test_the_keys_of_a_sparse_graph_are_given_up_once_the_graph_would_be_too_small(lost: int, ends: bool) -> None:
+    async def keys() -> None:
+        attempt, policy = new_sparse_attempt(50)
+        assert policy.graph(101).key_floor == 101 - 6
+        for site in MANY.active_ids[:lost]:
+            attempt.drop(site)
+
+        assert await ends_at_once(attempt, Step.ADVERTISE_KEYS) is ends
+
+    asyncio.run(keys())
+
+
+@pytest.mark.parametrize(("lost", "ends"), [(8, False), (9, True)])
+def test_the_nonces_of_a_sparse_graph_are_given_up_once_more_are_withheld_than_may_be(lost: int, ends: bool) -> None:
+    async def nonces() -> None:
+        attempt, policy = new_sparse_attempt(200)
+        assert policy.graph(101).key_floor < 101 - 9
+        calls = []
+        for site in MANY.active_ids:
+            client = ClientSession(
+                policy=policy,
+                roster=MANY,
+                site_id=site,
+                signing_key=signing_key(site),
+                context=attempt.context,
+                ledger_head=bytes(32),
+            )
+            message = client.advertise_keys()
+            calls.append(
+                asyncio.create_task(
+                    attempt.exchange(
+                        Step.ADVERTISE_KEYS,
+                        site,
+                        lambda server, message=message: server.receive_advertise_keys(message),
+                    )
+                )
+            )
+        await attempt.collect(Step.ADVERTISE_KEYS, NEVER)
+        attempt.release(Step.ADVERTISE_KEYS, attempt.session.close_advertise_keys())
+        await asyncio.gather(*calls)
+        for site in MANY.active_ids[:lost]:
+            attempt.drop(site)
+
+        assert await ends_at_once(attempt, Step.REVEAL_NONCES) is ends
+
+    asyncio.run(nonces())
+
+
+@in_a_loop
+async def test_on_the_complete_graph_no_nonce_is_taken() -> None:
+    attempt = new_attempt()
+    calls = [advertise(attempt, site) for site in SITES]
+    await attempt.collect(Step.ADVERTISE_KEYS, NEVER)
+    attempt.release(Step.ADVERTISE_KEYS, attempt.session.close_advertise_keys())
+    await asyncio.gather(*calls)
+
+    with pytest.raises(AttemptOverError, match="takes no reveal_nonces"):
+        attempt.require_open(Step.REVEAL_NONCES, 1)
+    attempt.require_open(Step.SHARE_KEYS, 1)
+
+
+def test_of_more_sites_than_a_round_takes_each_is_in_the_cohort_now_and_then() -> None:
+    async def cohorts() -> list[tuple[int, ...]]:
+        lobby = Lobby(range(1, 13))
+        for site in range(1, 13):
+            lobby.enter(site)
+        absent: Any = None
+        coordinator = Coordinator(
+            policy=parse_policy(policy_text().encode()),
+            roster=ROSTER,
+            state=absent,
+            lobby=lobby,
+            events=absent,
+            reporter=absent,
+            roster_grace_seconds=NEVER,
+        )
+        return [await coordinator._gather() for _ in range(100)]
+
+    drawn = asyncio.run(cohorts())
+
+    assert all(len(cohort) == 8 and list(cohort) == sorted(set(cohort)) for cohort in drawn)
+    assert set().union(*drawn) == set(range(1, 13))  # (4/12)^100 of a chance for one site to be missing
+    assert len(set(drawn)) > 50  # of 495
 
 
 @in_a_loop

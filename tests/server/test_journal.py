@@ -72,7 +72,7 @@ def context(round_number: int, attempt: int) -> RoundContext:
     hashes = dict.fromkeys(("policy_hash", "roster_hash", "model_hash"), bytes(32))
     return RoundContext(
         run_id="run", round=round_number, attempt=attempt, cohort=(1, 2, 3), threshold=3, colluders=1, ring_bits=32,
-        dimension=4, **hashes,
+        length=4, graph="complete", degree=2, share_threshold=3, **hashes,
     )  # fmt: skip
 
 

@@ -14,11 +14,14 @@ from fedmvp.server.audit import ATTEMPTS_SKIPPED
 from fedmvp.server.run_state import RunState
 from fedmvp.server.snapshot import FILE_NAME
 from fedmvp.study.policy import parse_policy
+from secure_agg.context import check_agreement
 from secure_agg.encoding import vector_digest
+from secure_agg.errors import RemoteProtocolError
+from secure_agg.result import AggregationResult
 from secure_agg.ring import encode
 from secure_agg.roster import Roster, RosterEntry
-from secure_agg.server import AggregationResult
 from tests.e2e.federation import policy_text
+from tests.simulation.federation import make_roster
 
 POLICY = parse_policy(policy_text().encode())
 ROSTER = Roster(1, tuple(RosterEntry(n, f"s{n}", f"o{n}", bytes([n] * 32), bytes([n] * 32)) for n in (1, 2, 3)))
@@ -78,3 +81,24 @@ def test_a_run_is_finished_when_every_number_is_used_up(after_one_round: RunStat
     after_one_round.audit.release_opened(context)
 
     assert after_one_round.is_finished
+
+
+def test_on_a_sparse_graph_a_restart_leaves_the_round_number_out_because_no_site_would_join_so_late_an_attempt(
+    tmp_path: Path,
+) -> None:
+    roster = make_roster(101)
+    policy = parse_policy(policy_text().replace("max_cohort = 8", "max_cohort = 101").encode())
+    with closing(RunState(tmp_path, policy, roster, START)) as first:
+        assert first.next_attempt == (1, 1)
+        check_agreement(first.context(roster.active_ids), first.secure_sum, roster)
+    with closing(RunState(tmp_path, policy, roster, START)) as state:
+        assert state.next_attempt == (1, 1 + ATTEMPTS_SKIPPED)
+        with pytest.raises(RemoteProtocolError, match="attempts at a round"):
+            check_agreement(state.context(roster.active_ids), state.secure_sum, roster)
+        assert not state.skip_worn_out_round(100)
+        assert state.skip_worn_out_round(101)
+        assert state.next_attempt == (2, 1)
+        assert not state.skip_worn_out_round(101)
+        check_agreement(state.context(roster.active_ids), state.secure_sum, roster)
+    with closing(RunState(tmp_path, policy, roster, START)) as again:
+        assert again.next_attempt == (2, 1 + ATTEMPTS_SKIPPED)

@@ -112,7 +112,8 @@ def counter_randomness(label: str) -> Callable[[int], bytes]:
 class Federation:
     """n client sessions and a server session, moved phase by phase.
 
-    ``records`` keeps every message that reached the server, by phase name.
+    ``records`` keeps every message that reached the server, by phase name and site, also one that it then refused;
+    ``held`` keeps, by holder and owner, the pair (mask key share, self mask share) that each site could open.
     """
 
     n: int = 4
@@ -128,6 +129,7 @@ class Federation:
     records: dict[str, dict[int, Any]] = field(default_factory=dict)
     releases: dict[int, Releases] = field(default_factory=dict)
     context_changes: dict[str, Any] = field(default_factory=dict)
+    held: dict[int, dict[int, tuple[bytes, bytes]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.roster = make_roster(self.n)
@@ -206,6 +208,7 @@ class Federation:
         for site_id in self._alive(drops, Phase.INPUT, self.server.expected):
             client = self.clients[site_id]
             client.receive_peer_shares(self.peer_shares[site_id])
+            self.held[site_id] = dict(client._secrets._held)
             message = client.masked_input(self.inputs[site_id], self.releases.setdefault(site_id, Releases()))
             self._note("input", site_id, message)
             self.server.receive_masked_input(message)

@@ -1,116 +1,45 @@
-"""What a masked vector shows: nothing, and the tests that say so fail when a mask is taken away."""
+"""Why every vector has two masks: a server that declares a late site dropped gets noise, and without the self mask all.
+
+Further down, what the server and a colluding site see of two honest inputs: a classifier cannot tell which site had
+which, and can once a mask is of the wrong kind.
+"""
+
+import math
 
 import numpy as np
 import pytest
 
 from secure_agg.errors import RemoteProtocolError
 from secure_agg.keys import AgreementKey
-from secure_agg.masks import add_mask
+from secure_agg.masks import add_masks
 from secure_agg.messages import ShareKind
 from secure_agg.shamir import recover
 from secure_agg.sharing import pair_mask_seed
-from tests.simulation.federation import Federation
+from tests.simulation.federation import Federation, Releases
+from tests.simulation.test_dropouts import bytes_of, leaves_of
+from tests.simulation.test_uniformity import VECTOR_BYTES, battery
 
-DIMENSION = 4096
-# 255 degrees of freedom: 373 is the 1 - 1e-6 quantile and 160 the 1e-6 quantile, so too even fails as too uneven does.
-CHI_SQUARE_RANGE = (160, 373)
-
-
-class WithoutSelfMask:
-    """A broken mask generator that leaves out the first mask of each session, which is the self mask."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, vector, seed, *, subtract=False):
-        self.calls += 1
-        if self.calls > 1:
-            add_mask(vector, seed, subtract=subtract)
+DIMENSION = VECTOR_BYTES // 4
+ROUNDS = 240  # of each of two input sets: half to learn from, half to judge by
 
 
-def zero_masks(vector, seed, *, subtract=False):
-    """A broken mask generator that masks nothing."""
+def without_self_mask(vector, jobs, *, cipher):
+    """A broken masker that leaves out the first mask of a site, which is the self mask."""
+    add_masks(vector, jobs[1:], cipher=cipher)
 
 
-def looks_uniform(vector):
-    counts = np.bincount(np.ascontiguousarray(vector).view(np.uint8), minlength=256)
-    mean = counts.sum() / 256
-    statistic = float(((counts - mean) ** 2 / mean).sum())
-    return CHI_SQUARE_RANGE[0] < statistic < CHI_SQUARE_RANGE[1]
-
-
-def inputs_of(kind):
-    if kind == "random":
-        return np.random.default_rng(1).integers(0, 1000, DIMENSION).astype(np.uint32)
-    return np.full(DIMENSION, {"zero": 0, "constant": 777, "largest": 1024, "smallest": 2**32 - 1024}[kind], np.uint32)
-
-
-def masked_vectors(kind, stream=add_mask):
-    federation = Federation(4, dimension=DIMENSION, seeded=True, client_stream=lambda _site: stream)
-    federation.inputs.update({site: inputs_of(kind) for site in federation.context.cohort})
-    federation.keys()
-    federation.shares()
-    federation.masked()
-    return [message.vector for message in federation.records["input"].values()]
-
-
-@pytest.mark.parametrize("kind", ["zero", "constant", "largest", "smallest", "random"])
-def test_a_masked_vector_is_uniform_whatever_is_in_it(kind):
-    assert all(looks_uniform(vector) for vector in masked_vectors(kind))
-
-
-@pytest.mark.parametrize("kind", ["zero", "constant", "largest", "smallest", "random"])
-def test_without_masks_the_same_test_fails(kind):
-    assert not any(looks_uniform(vector) for vector in masked_vectors(kind, zero_masks))
-
-
-def test_no_two_masked_vectors_agree_and_no_difference_shows_an_input():
-    vectors = masked_vectors("constant")
-    for i, one in enumerate(vectors):
-        for other in vectors[i + 1 :]:
-            assert looks_uniform(one - other)
-
-
-def test_one_mask_for_all_is_seen_in_the_difference():
-    vectors = masked_vectors("random", lambda vector, seed, *, subtract=False: add_mask(vector, bytes(32)))
-    assert not looks_uniform(vectors[0] - vectors[1])
-
-
-def test_a_fresh_attempt_masks_the_same_input_differently():
-    one, other = (Federation(3, dimension=DIMENSION) for _ in range(2))
-    one.run()
-    other.run()
-    assert looks_uniform(one.records["input"][11].vector - other.records["input"][11].vector)
-
-
-def test_every_mask_is_stretched_from_its_own_256_bit_seed():
-    seeds = []
-
-    def recording(vector, seed, *, subtract=False):
-        seeds.append(seed)
-        add_mask(vector, seed, subtract=subtract)
-
-    Federation(4, client_stream=lambda _site: recording).run()
-    assert all(len(seed) == 32 for seed in seeds)
-    assert len(seeds) == 16  # a self mask and three pair masks at each of four sites
-    assert len(set(seeds)) == 4 + 6
-    assert len({seed[i : i + 4] for seed in set(seeds) for i in (0, 28)}) == 20
-
-
-def late_input(stream):
+def late_input(masker):
     """A server that declares site 14 dropped although its vector came late, and takes its pair masks out.
 
-    Returns what is left of site 14's vector, and its input.
+    Returns what is left of site 14's vector, its input, and how many shares of its mask key the server has.
     """
-    federation = Federation(
-        4, dimension=DIMENSION, seeded=True, client_stream=lambda site: stream() if site == 14 else add_mask
-    )
-    federation.inputs[14] = inputs_of("random")
+    federation = Federation(4, dimension=DIMENSION, client_masker=lambda site: masker if site == 14 else add_masks)
+    federation.inputs[14] = np.random.default_rng(1).integers(0, 1000, DIMENSION).astype(np.uint32)
     federation.keys()
     federation.shares()
     for site in federation.context.cohort:
         federation.clients[site].receive_peer_shares(federation.peer_shares[site])
-        message = federation.clients[site].masked_input(federation.inputs[site])
+        message = federation.clients[site].masked_input(federation.inputs[site], Releases())
         if site == 14:
             late = message
         else:
@@ -128,22 +57,94 @@ def late_input(stream):
         for share in message.shares
         if (share.owner, share.kind) == (14, ShareKind.MASK_KEY)
     }
-    mask_key = AgreementKey(recover(shares, federation.context.threshold))
+    mask_key = AgreementKey(recover(shares, federation.context.share_threshold))
     left = late.vector.copy()
     for peer in (11, 12, 13):
         secret = mask_key.exchange(federation.records["keys"][peer].mask_key)
         seed = pair_mask_seed(secret, federation.server._shares_hash, 14, peer)
-        add_mask(left, seed, subtract=True)
-    return left, federation.inputs[14], shares
+        add_masks(left, [(seed, peer < 14)])
+    return left, federation.inputs[14], len(shares)
 
 
 def test_without_the_self_mask_a_false_dropout_gives_the_input_away():
-    left, secret, _ = late_input(WithoutSelfMask)
+    left, secret, _ = late_input(without_self_mask)
     np.testing.assert_array_equal(left, secret)
 
 
 def test_with_the_self_mask_a_false_dropout_gives_uniform_noise():
-    left, secret, shares = late_input(lambda: add_mask)
-    assert len(shares) == 3
-    assert looks_uniform(left)
-    assert looks_uniform(left - secret)
+    left, secret, shares = late_input(add_masks)
+    assert shares == 3
+    assert battery([left], []) == set()
+    assert battery([left - secret], []) == set()
+
+
+def rounded_gaussian(vector, jobs, *, cipher):
+    """A broken masker whose masks are real numbers, as large as the inputs, and rounded."""
+    for seed, subtract in jobs:
+        generator = np.random.Generator(np.random.Philox(int.from_bytes(seed[:16], "big")))
+        mask = np.rint(generator.normal(0, 1000, vector.size)).astype(np.int64).astype(vector.dtype)
+        (np.subtract if subtract else np.add)(vector, mask, out=vector)
+
+
+def view_of_a_colluder(swapped, masker):
+    """What the server and site 13 know after a round in which 11 and 12 hold two inputs, one way round or the other.
+
+    Everything the server received, and the vectors of both honest sites without every mask that a seed the two
+    adversaries hold takes out: only the mask that 11 and 12 share is left.
+    """
+    seeds = {}
+
+    def recording(site):
+        def mask(vector, jobs, *, cipher):
+            seeds[site] = jobs
+            masker(vector, jobs, cipher=cipher)
+
+        return mask
+
+    def recording_server(vector, jobs, *, cipher):
+        seeds["server"] = list(jobs)
+        masker(vector, seeds["server"], cipher=cipher)
+
+    federation = Federation(3, dimension=32, client_masker=recording, server_masker=recording_server)
+    low, high = np.zeros(32, np.uint32), np.full(32, 1000, np.uint32)
+    federation.inputs.update({11: high, 12: low} if swapped else {11: low, 12: high})
+    result = federation.run()
+    assert result.total.tolist() == [1000 + 4] * 32
+    _, with_11, with_12 = seeds[13]
+    features = [np.frombuffer(bytes_of(leaves_of(federation.records)), np.uint8).astype(np.float64)]
+    for position, (site, shared) in enumerate(((11, with_11), (12, with_12))):
+        masked = federation.records["input"][site].vector
+        left = masked.copy()
+        masker(left, (seeds["server"][position], shared), cipher="aes-256-ctr")
+        features += [masked.view(np.int32).astype(np.float64), left.view(np.int32).astype(np.float64)]
+    return np.concatenate(features)
+
+
+def area_under_curve(masker):
+    """How well a logistic regression tells two input sets of equal sum apart, on rounds it has not seen."""
+    views = [[view_of_a_colluder(swapped, masker) for _ in range(ROUNDS)] for swapped in (False, True)]
+    learn = np.array([*views[0][: ROUNDS // 2], *views[1][: ROUNDS // 2]])
+    judge = np.array([*views[0][ROUNDS // 2 :], *views[1][ROUNDS // 2 :]])
+    truth = np.repeat([0.0, 1.0], ROUNDS // 2)
+    centre, scale = learn.mean(axis=0), learn.std(axis=0) + 1e-9
+    learn, judge = (learn - centre) / scale, (judge - centre) / scale
+    weights = np.zeros(learn.shape[1])
+    for _ in range(200):
+        guesses = 1 / (1 + np.exp(-np.clip(learn @ weights, -30, 30)))
+        weights -= 0.05 * (learn.T @ (guesses - truth) / truth.size + 0.01 * weights)
+    scores = judge @ weights
+    return float(np.mean(scores[truth == 1][:, None] > scores[truth == 0][None, :]))
+
+
+def half_width():
+    """Half the interval about 1/2 that the area leaves less than once in a million, if the classifier only guesses."""
+    half = ROUNDS // 2
+    return 4.9 * math.sqrt((2 * half + 1) / (12 * half * half))
+
+
+def test_no_classifier_tells_two_input_sets_of_equal_sum_apart():
+    assert abs(area_under_curve(add_masks) - 0.5) < half_width() < 0.2
+
+
+def test_the_same_classifier_tells_them_apart_under_real_valued_masks():
+    assert area_under_curve(rounded_gaussian) > 0.5 + half_width()

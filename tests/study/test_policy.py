@@ -105,7 +105,9 @@ def test_text_that_is_not_utf8_is_named_by_its_line():
         ("min_honest = 2", "min_honest = 1", "greater than or equal to 2"),
         ("colluders = 1 ", "colluders = 0 ", "greater than or equal to 1"),
         ("colluders = 1 ", "colluders = 3 ", "threshold"),
-        ("max_cohort = 32", "max_cohort = 101", "less than or equal to 100"),
+        ("max_cohort = 32", "max_cohort = 10001", "less than or equal to 10000"),
+        ("ring_bits = 32", "dropout_permille = 501", "less than or equal to 500"),
+        ("ring_bits = 32", 'mask_cipher = "rot13"', "'aes-256-ctr' or 'chacha20'"),
         ("value_range = 4.0", "value_range = 1e12", "does not fit a ring"),
         ("which has {attribute}", "which has {thing}", "names {name} and {attribute}"),
         ("which has {attribute}", "which has {attribute!r}", "nothing else in braces"),
@@ -144,8 +146,27 @@ def test_the_policy_gives_the_secure_sum_and_the_privacy_their_numbers():
     policy = parse_policy(TEMPLATE.encode())
     sums, parameters = policy.secure_sum(1000), policy.privacy_parameters()
     assert (sums.dimension, sums.threshold(4)) == (1000, 3)
+    assert (sums.length, sums.max_weight) == (1000, None)
+    assert (sums.dropout_permille, sums.mask_cipher) == (50, "aes-256-ctr")
     assert sums.max_magnitude >= 4.0 * 2**sums.fraction_bits
     assert (parameters.steps_per_round, parameters.noise_multiplier, parameters.delta) == (5, 2.0, 1e-5)
+
+
+def test_a_policy_for_many_sites_gives_the_secure_sum_its_graph_and_its_cipher():
+    text = TEMPLATE.replace("max_cohort = 32 ", "max_cohort = 400 ").replace(
+        "ring_bits = 32", 'dropout_permille = 100\nmask_cipher = "chacha20"'
+    )
+    sums = parse_policy(text.encode()).secure_sum(1000)
+    assert (sums.dropout_permille, sums.mask_cipher) == (100, "chacha20")
+    assert not sums.graph(100).sparse
+    assert sums.graph(400).sparse
+    assert sums.graph(400).key_floor == 360
+
+
+def test_what_the_secure_sum_refuses_is_said_without_a_remedy_of_its_own_behind_it():
+    what = refused(changed("min_honest = 2", "min_honest = 3")).what
+    assert "fewer than 3 honest inputs" in what
+    assert ";" not in what
 
 
 @pytest.fixture

@@ -192,11 +192,13 @@ class Announcement(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     COLLUDERS_FIELD_NUMBER: _builtins.int
     RING_BITS_FIELD_NUMBER: _builtins.int
-    DIMENSION_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
     GRAPH_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     MODEL_ROUND_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    DEGREE_FIELD_NUMBER: _builtins.int
+    SHARE_THRESHOLD_FIELD_NUMBER: _builtins.int
     policy_hash: _builtins.bytes
     roster_hash: _builtins.bytes
     model_hash: _builtins.bytes
@@ -204,11 +206,17 @@ class Announcement(_message.Message):
     threshold: _builtins.int
     colluders: _builtins.int
     ring_bits: _builtins.int
-    dimension: _builtins.int
+    length: _builtins.int
+    """elements of every masked vector"""
     graph: _builtins.str
+    """"complete" or "harary" """
     model_round: _builtins.int
     """the last round whose sum is in this model; 0 before the first"""
     run_id: _builtins.str
+    degree: _builtins.int
+    """neighbours of each site in the graph"""
+    share_threshold: _builtins.int
+    """shares that recover a secret"""
     @_builtins.property
     def id(self) -> _secure_sum_pb2.RoundId: ...
     @_builtins.property
@@ -230,15 +238,17 @@ class Announcement(_message.Message):
         threshold: _builtins.int = ...,
         colluders: _builtins.int = ...,
         ring_bits: _builtins.int = ...,
-        dimension: _builtins.int = ...,
+        length: _builtins.int = ...,
         graph: _builtins.str = ...,
         tensors: _abc.Iterable[Global___TensorHeader] | None = ...,
         model_round: _builtins.int = ...,
         run_id: _builtins.str = ...,
+        degree: _builtins.int = ...,
+        share_threshold: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "colluders", b"colluders", "dimension", b"dimension", "graph", b"graph", "id", b"id", "model_hash", b"model_hash", "model_round", b"model_round", "policy_hash", b"policy_hash", "ring_bits", b"ring_bits", "roster_hash", b"roster_hash", "run_id", b"run_id", "tensors", b"tensors", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "colluders", b"colluders", "degree", b"degree", "graph", b"graph", "id", b"id", "length", b"length", "model_hash", b"model_hash", "model_round", b"model_round", "policy_hash", b"policy_hash", "ring_bits", b"ring_bits", "roster_hash", b"roster_hash", "run_id", b"run_id", "share_threshold", b"share_threshold", "tensors", b"tensors", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

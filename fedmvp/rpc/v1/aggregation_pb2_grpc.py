@@ -50,6 +50,11 @@ class AggregationStub:
                 request_serializer=fedmvp_dot_v1_dot_secure__sum__pb2.AdvertiseKeysRequest.SerializeToString,
                 response_deserializer=fedmvp_dot_v1_dot_secure__sum__pb2.AdvertiseKeysReply.FromString,
                 _registered_method=True)
+        self.RevealNonce = channel.unary_unary(
+                '/fedmvp.v1.Aggregation/RevealNonce',
+                request_serializer=fedmvp_dot_v1_dot_secure__sum__pb2.RevealNonceRequest.SerializeToString,
+                response_deserializer=fedmvp_dot_v1_dot_secure__sum__pb2.RevealNonceReply.FromString,
+                _registered_method=True)
         self.ShareKeys = channel.unary_unary(
                 '/fedmvp.v1.Aggregation/ShareKeys',
                 request_serializer=fedmvp_dot_v1_dot_secure__sum__pb2.ShareKeysRequest.SerializeToString,
@@ -106,8 +111,14 @@ class AggregationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AdvertiseKeys(self, request, context):
-        """The five exchanges. Each reply is held until its phase closes.
+        """The exchanges. Each reply is held until its phase closes. RevealNonce is for a sparse graph only.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevealNonce(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -174,6 +185,11 @@ def add_AggregationServicer_to_server(servicer, server):
                     servicer.AdvertiseKeys,
                     request_deserializer=fedmvp_dot_v1_dot_secure__sum__pb2.AdvertiseKeysRequest.FromString,
                     response_serializer=fedmvp_dot_v1_dot_secure__sum__pb2.AdvertiseKeysReply.SerializeToString,
+            ),
+            'RevealNonce': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevealNonce,
+                    request_deserializer=fedmvp_dot_v1_dot_secure__sum__pb2.RevealNonceRequest.FromString,
+                    response_serializer=fedmvp_dot_v1_dot_secure__sum__pb2.RevealNonceReply.SerializeToString,
             ),
             'ShareKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ShareKeys,
@@ -292,6 +308,33 @@ class Aggregation:
             '/fedmvp.v1.Aggregation/AdvertiseKeys',
             fedmvp_dot_v1_dot_secure__sum__pb2.AdvertiseKeysRequest.SerializeToString,
             fedmvp_dot_v1_dot_secure__sum__pb2.AdvertiseKeysReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevealNonce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedmvp.v1.Aggregation/RevealNonce',
+            fedmvp_dot_v1_dot_secure__sum__pb2.RevealNonceRequest.SerializeToString,
+            fedmvp_dot_v1_dot_secure__sum__pb2.RevealNonceReply.FromString,
             options,
             channel_credentials,
             insecure,

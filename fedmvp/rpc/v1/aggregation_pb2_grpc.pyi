@@ -44,7 +44,8 @@ class AggregationStub:
     length of the round: while it is open the coordinator knows that the site is there, and closing it is leaving.
     """
     AdvertiseKeys: _grpc.UnaryUnaryMultiCallable[_secure_sum_pb2.AdvertiseKeysRequest, _secure_sum_pb2.AdvertiseKeysReply]
-    """The five exchanges. Each reply is held until its phase closes."""
+    """The exchanges. Each reply is held until its phase closes. RevealNonce is for a sparse graph only."""
+    RevealNonce: _grpc.UnaryUnaryMultiCallable[_secure_sum_pb2.RevealNonceRequest, _secure_sum_pb2.RevealNonceReply]
     ShareKeys: _grpc.UnaryUnaryMultiCallable[_secure_sum_pb2.ShareKeysRequest, _secure_sum_pb2.ShareKeysReply]
     SubmitMaskedInput: _grpc.StreamUnaryMultiCallable[_secure_sum_pb2.MaskedInputPart, _secure_sum_pb2.SurvivorsReply]
     ConfirmSurvivors: _grpc.UnaryUnaryMultiCallable[_secure_sum_pb2.ConfirmSurvivorsRequest, _secure_sum_pb2.ConfirmSurvivorsReply]
@@ -66,7 +67,8 @@ class AggregationAsyncStub(AggregationStub):
     length of the round: while it is open the coordinator knows that the site is there, and closing it is leaving.
     """
     AdvertiseKeys: _aio.UnaryUnaryMultiCallable[_secure_sum_pb2.AdvertiseKeysRequest, _secure_sum_pb2.AdvertiseKeysReply]  # type: ignore[assignment]
-    """The five exchanges. Each reply is held until its phase closes."""
+    """The exchanges. Each reply is held until its phase closes. RevealNonce is for a sparse graph only."""
+    RevealNonce: _aio.UnaryUnaryMultiCallable[_secure_sum_pb2.RevealNonceRequest, _secure_sum_pb2.RevealNonceReply]  # type: ignore[assignment]
     ShareKeys: _aio.UnaryUnaryMultiCallable[_secure_sum_pb2.ShareKeysRequest, _secure_sum_pb2.ShareKeysReply]  # type: ignore[assignment]
     SubmitMaskedInput: _aio.StreamUnaryMultiCallable[_secure_sum_pb2.MaskedInputPart, _secure_sum_pb2.SurvivorsReply]  # type: ignore[assignment]
     ConfirmSurvivors: _aio.UnaryUnaryMultiCallable[_secure_sum_pb2.ConfirmSurvivorsRequest, _secure_sum_pb2.ConfirmSurvivorsReply]  # type: ignore[assignment]
@@ -103,7 +105,14 @@ class AggregationServicer(metaclass=_abc_1.ABCMeta):
         request: _secure_sum_pb2.AdvertiseKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_secure_sum_pb2.AdvertiseKeysReply, _abc.Awaitable[_secure_sum_pb2.AdvertiseKeysReply]]:
-        """The five exchanges. Each reply is held until its phase closes."""
+        """The exchanges. Each reply is held until its phase closes. RevealNonce is for a sparse graph only."""
+
+    @_abc_1.abstractmethod
+    def RevealNonce(
+        self,
+        request: _secure_sum_pb2.RevealNonceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secure_sum_pb2.RevealNonceReply, _abc.Awaitable[_secure_sum_pb2.RevealNonceReply]]: ...
 
     @_abc_1.abstractmethod
     def ShareKeys(

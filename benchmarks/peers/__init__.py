@@ -1,0 +1,1 @@
+"""Drivers of other systems, each run by the interpreter of a virtual environment that holds that system."""

@@ -199,7 +199,8 @@ class _Rejection:
     def exponent(self, remainder: int, block: int) -> Fraction:
         """Minus the logarithm of the probability with which U = remainder and V = block are kept; never negative."""
         candidate = remainder + (block << self.shift)
-        return candidate**2 / (2 * self.sigma_squared) + self.sigma_squared / (2 * 4**self.shift) - block
+        scale = 2 << 2 * self.shift
+        return Fraction(candidate * candidate) / (2 * self.sigma_squared) + self.sigma_squared / scale - block
 
     def sample(self, size: int, stream: KeyStream) -> npt.NDArray[np.int64]:
         draws, filled = np.empty(size, dtype=np.int64), 0

@@ -46,14 +46,14 @@ class LabelledFeatures:
 
 def without_privacy(params: PrivacyParameters) -> PrivacyParameters:
     """The same sampling, denominators and steps, without clipping and noise."""
-    return dataclasses.replace(params, mode=Mode.UNSAFE_NO_DP, noise_multiplier=0.0)
+    return dataclasses.replace(params, mode=Mode.UNSAFE_NO_DP, noise_multiplier=0.0, noise_shares=None)
 
 
 def nonprivate_accuracy(
     policy: StudyPolicy, model: PromptedModel, sites: Sequence[LabelledFeatures], public: LabelledFeatures, folder: Path
 ) -> Accuracy:
     """Accuracy of the same study with the mode UNSAFE-no-dp."""
-    params = without_privacy(policy.privacy_parameters())
+    params = without_privacy(policy.privacy_parameters(len(initial_parameters(model))))
     ledgers = [unsafe_ledger(folder / f"nonprivate-{i}.sqlite", params.delta) for i in range(len(sites))]
     try:
         simulated = [
@@ -84,7 +84,13 @@ def probe_accuracy(
     policy: StudyPolicy, model: PromptedModel, sites: Sequence[LabelledFeatures], public: LabelledFeatures, folder: Path
 ) -> tuple[Accuracy, float]:
     """Accuracy of a DP linear probe under the study's mechanism, and the largest epsilon its ledgers show."""
-    params = dataclasses.replace(policy.privacy_parameters(), max_grad_norm=PROBE_MAX_GRAD_NORM)
+    probe = LinearProbe(
+        model.backbone.joint_width, len(model.bank.class_names), centre=synthetic_centre(model.backbone)
+    )
+    dimension = len(get_vector(probe))
+    section = policy.privacy.model_copy(update={"max_grad_norm": PROBE_MAX_GRAD_NORM})
+    policy = policy.model_copy(update={"privacy": section})
+    params = policy.privacy_parameters(dimension)
     ledgers = [
         Ledger.create(
             folder / f"probe-{i}.sqlite",
@@ -94,9 +100,6 @@ def probe_accuracy(
         )
         for i in range(len(sites))
     ]
-    probe = LinearProbe(
-        model.backbone.joint_width, len(model.bank.class_names), centre=synthetic_centre(model.backbone)
-    )
     try:
         simulated = [
             Site(
@@ -119,6 +122,7 @@ def probe_accuracy(
             optimizer=PROBE_OPTIMIZER,
             privacy=params,
             run_id=f"{policy.study.run_id}-probe",
+            secure_sum=policy.secure_sum(dimension) if policy.is_distributed else None,
         )
         epsilon = max(ledger.spent().epsilon for ledger in ledgers)
     finally:

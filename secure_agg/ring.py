@@ -130,6 +130,35 @@ def _check_weight(policy: SecureSumPolicy, weight: int | None) -> None:
         )
 
 
+def encode_integers(policy: SecureSumPolicy, integers: NDArray[np.int64]) -> NDArray[Any]:
+    """Encode values that are on the grid already, as the distributed modes of privacy make them.
+
+    Args:
+        policy: ring, dimension and largest magnitude; without weights.
+        integers: values times 2^fraction_bits (d,), int64.
+
+    Returns:
+        Ring elements (d,) in two's complement.
+
+    Raises:
+        LocalProtocolError: if type, shape or range is wrong, or the policy has weights. A value out of range is as
+            unlikely as the policy's room for noise makes it; nothing is cut, because that would change the noise.
+    """
+    _check_weight(policy, None)
+    if integers.dtype != np.int64 or integers.shape != (policy.dimension,):
+        raise LocalProtocolError(
+            f"the integers to encode are {integers.dtype}{integers.shape} where the policy says "
+            f"int64({policy.dimension},)",
+            remedy="hand in what privacy.distributed makes for the same policy",
+        )
+    if _magnitude(integers) > policy.max_magnitude:
+        raise LocalProtocolError(
+            "a value to encode lies beyond the policy's max_magnitude",
+            remedy="try the round again: noise of this size is drawn once in a million million vectors",
+        )
+    return integers.astype(policy.dtype)
+
+
 def check_encoded(policy: SecureSumPolicy, vector: NDArray[Any]) -> None:
     """Check that a vector is one that :func:`encode` could have made; LocalProtocolError otherwise."""
     if not isinstance(vector, np.ndarray) or vector.dtype != policy.dtype or vector.shape != (policy.length,):

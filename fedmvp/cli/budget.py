@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from fedmvp.client.budget import charged_dimension
 from fedmvp.study.policy import StudyPolicy
-from privacy.accountant import epsilon
+from privacy.accountant import composition, spent
 from privacy.chain import EntryKind
 from privacy.ledger import Ledger
-from privacy.mechanism import Mode, PrivacyParameters, SubsampledGaussian
+from privacy.mechanism import Mode, PrivacyParameters
 
 ROWS_SHOWN = 8
 
@@ -101,10 +102,10 @@ def plan_budget(ledger: Ledger, policy: StudyPolicy, *, epsilon_max: float) -> B
     Raises:
         privacy.errors.PrivacyRefused: the policy does not fit the ledger (another delta, or no privacy).
     """
-    parameters = policy.privacy_parameters()
+    run_id, planned = policy.study.run_id, policy.study.rounds
+    parameters = policy.privacy_parameters(charged_dimension(ledger, run_id))
     ledger.epsilon_after(parameters)
     limit = min(ledger.epsilon_max, epsilon_max)
-    run_id, planned = policy.study.run_id, policy.study.rounds
     last = ledger.last_round(run_id)
 
     def line(number: int) -> BudgetLine:
@@ -145,8 +146,10 @@ def _epsilon(ledger: Ledger, parameters: PrivacyParameters, rounds: int, *, run_
     mechanisms = [charge.mechanism for charge in charges]
     if rounds:
         each = parameters.mechanism
-        mechanisms.append(SubsampledGaussian(each.sample_rate, each.noise_multiplier, each.steps * rounds))
-    return epsilon(mechanisms, ledger.delta)
+        mechanisms.append(replace(each, steps=each.steps * rounds))
+    if run_id is None:
+        return spent(mechanisms, ledger.delta, ledger.epsilon_max)
+    return composition(mechanisms, ledger.delta)
 
 
 def _last_true(holds: Any, low: int, high: int) -> int:

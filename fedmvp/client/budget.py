@@ -11,41 +11,52 @@ from collections.abc import Callable
 
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.policy import StudyPolicy
-from privacy.accountant import epsilon
+from privacy.accountant import composition
 from privacy.chain import EntryKind
 from privacy.errors import BudgetExceeded
 from privacy.ledger import Ledger
-from privacy.mechanism import Mode
+from privacy.mechanism import Mode, PrivacyParameters
 
 
-def budget_check(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> Callable[[], None]:
+def budget_check(
+    config: ClientConfig, policy: StudyPolicy, ledger: Ledger, parameters: PrivacyParameters
+) -> Callable[[], None]:
     """A function that raises BudgetExceeded when one more round would pass any of the limits.
 
     Args:
         config: holds the site's limit over all studies.
-        policy: holds the limit of this study, and what a round costs.
+        policy: holds the limit of this study.
         ledger: knows what was spent.
+        parameters: what a round costs.
     """
-    parameters = policy.privacy_parameters()
 
     def check() -> None:
         ledger.check_affordable(parameters)
         after = ledger.epsilon_after(parameters)
         if after > config.privacy.epsilon_max:
             raise BudgetExceeded(after, config.privacy.epsilon_max)
-        in_study = _epsilon_of_study(ledger, policy)
+        in_study = _epsilon_of_study(ledger, policy, parameters)
         if in_study > policy.privacy.epsilon_max:
             raise BudgetExceeded(in_study, policy.privacy.epsilon_max)
 
     return check
 
 
-def _epsilon_of_study(ledger: Ledger, policy: StudyPolicy) -> float:
+def _epsilon_of_study(ledger: Ledger, policy: StudyPolicy, parameters: PrivacyParameters) -> float:
     """Epsilon of this run alone after one more round."""
-    parameters = policy.privacy_parameters()
     charges = [
         entry for entry in ledger.entries() if entry.kind is EntryKind.CHARGE and entry.run_id == policy.study.run_id
     ]
     if parameters.mode is Mode.UNSAFE_NO_DP or any(charge.is_unsafe for charge in charges):
         return math.inf
-    return epsilon([*(charge.mechanism for charge in charges), parameters.mechanism], ledger.delta)
+    return composition([*(charge.mechanism for charge in charges), parameters.mechanism], ledger.delta)
+
+
+def charged_dimension(ledger: Ledger, run_id: str) -> int:
+    """Length of the vectors a run was charged for; before its first round 1, which moves no digit of epsilon."""
+    lengths = [
+        int(entry.body["dimension"])
+        for entry in ledger.entries()
+        if entry.kind is EntryKind.CHARGE and entry.run_id == run_id and "dimension" in entry.body
+    ]
+    return lengths[-1] if lengths else 1

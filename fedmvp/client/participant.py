@@ -28,6 +28,7 @@ from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.aggregate import ServerState, apply_sum
 from fedmvp.training.from_policy import server_optimizer_of
 from privacy.ledger import Ledger
+from privacy.mechanism import PrivacyParameters
 from privacy.token import ReleaseToken
 from secure_agg import messages as sa
 from secure_agg.client import ClientSession
@@ -36,7 +37,7 @@ from secure_agg.encoding import vector_digest
 from secure_agg.errors import LocalProtocolError, RemoteProtocolError
 from secure_agg.keys import SigningKey
 from secure_agg.policy import SecureSumPolicy
-from secure_agg.ring import encode_with_count
+from secure_agg.ring import encode_integers, encode_with_count
 from secure_agg.roster import Roster
 from secure_agg.transitions import ClientState, Step
 
@@ -93,6 +94,16 @@ class Site:
         return self.credentials.study.policy
 
     @property
+    def secure_sum(self) -> SecureSumPolicy:
+        """The limits of the study's sums."""
+        return self.policy.secure_sum(self.source.dimension)
+
+    @property
+    def privacy(self) -> PrivacyParameters:
+        """What a round costs."""
+        return self.policy.privacy_parameters(self.source.dimension)
+
+    @property
     def site_id(self) -> int:
         """This site's number in the roster."""
         return self.credentials.entry.site_id
@@ -103,12 +114,14 @@ class LedgerReleases:
 
     Args:
         ledger: the open ledger of the site's records.
-        policy: says what a round costs.
+        parameters: what a round costs.
+        policy_hash: hash of the signed study, recorded beside the charge.
     """
 
-    def __init__(self, ledger: Ledger, policy: StudyPolicy) -> None:
+    def __init__(self, ledger: Ledger, parameters: PrivacyParameters, policy_hash: bytes) -> None:
         self._ledger = ledger
-        self._policy = policy
+        self._parameters = parameters
+        self._policy_hash = policy_hash
         self._token: ReleaseToken | None = None
 
     def mark(self, run_id: str, round_number: int) -> None:
@@ -119,8 +132,7 @@ class LedgerReleases:
             AlreadyReleased: the round was charged before.
             LedgerError: the ledger could not be written.
         """
-        parameters = self._policy.privacy_parameters()
-        self._token = self._ledger.reserve(run_id, round_number, parameters, self._policy.hash)
+        self._token = self._ledger.reserve(run_id, round_number, self._parameters, self._policy_hash)
 
     def consume(self) -> None:
         """Use up the permission to send, once; RuntimeError if nothing was charged."""
@@ -220,7 +232,7 @@ def _check_first_model(state: ServerState, initial: NDArray[np.float32]) -> None
 def _session(site: Site, context: RoundContext, shown_head: bytes) -> ClientSession:
     """A session of the secure sum for an accepted attempt."""
     return site.session_factory(
-        policy=site.policy.secure_sum(site.source.dimension),
+        policy=site.secure_sum,
         roster=site.credentials.study.roster,
         site_id=site.site_id,
         signing_key=site.credentials.signing_key,
@@ -234,9 +246,11 @@ def _train(site: Site, invitation: Invitation) -> NDArray[Any]:
     context = invitation.context
     site.report("training", round=context.round, attempt=context.attempt, cohort=context.cohort)
     parameters = invitation.state.parameters
-    update: NDArray[np.float64] = site.source.train_round(parameters)
     try:
-        vector, saturated = encode_with_count(site.policy.secure_sum(site.source.dimension), update)
+        if site.policy.is_distributed:
+            honest_survivors = context.threshold - context.colluders
+            return encode_integers(site.secure_sum, site.source.train_on_grid(parameters, honest_survivors))
+        vector, saturated = encode_with_count(site.secure_sum, site.source.train_round(parameters))
     except LocalProtocolError as error:
         raise UserError(
             f"the update of round {context.round} cannot be sent: {error.args[0]}",
@@ -262,14 +276,14 @@ def _exchange(
         log.warning("a site shows an older ledger than before: a copy was put back", site=name, round=context.round)
         site.report("ledger-rolled-back", round=context.round, site=name)
     session.receive_peer_shares(exchanges.share_keys(shares))
-    releases = LedgerReleases(site.ledger, site.policy)
+    releases = LedgerReleases(site.ledger, site.privacy, site.policy.hash)
     masked = session.masked_input(vector, releases)
     releases.consume()
     site.report("released", round=context.round)
     survivors = exchanges.submit_masked_input(masked)
     confirmations = exchanges.confirm_survivors(session.receive_survivors(survivors))
     unmask_shares = session.receive_confirmations(confirmations)
-    return exchanges.unmask(unmask_shares, site.policy.secure_sum(site.source.dimension))
+    return exchanges.unmask(unmask_shares, site.secure_sum)
 
 
 def _verify_published(

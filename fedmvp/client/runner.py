@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from fedmvp.client.budget import budget_check
+from fedmvp.client.budget import budget_check, charged_dimension
 from fedmvp.client.connection import Connection, RoundCall
 from fedmvp.client.errors import CoordinatorAwayError, RoundLostError
 from fedmvp.client.invitation import read_invitation
@@ -100,16 +100,17 @@ def run_client(
         if past.own_ledger_head is not None:
             ledger.require_head(past.own_ledger_head)
         policy = credentials.study.policy
-        check = budget_check(config, policy, ledger)
-        check()  # a spent budget is said at once, not after the images are loaded
+        expected = policy.privacy_parameters(charged_dimension(ledger, policy.study.run_id))
+        budget_check(config, policy, ledger, expected)()  # a spent budget is said before the images are loaded
+        source = source_factory(config, policy, ledger)
         site = Site(
             credentials=credentials,
             ledger=ledger,
-            source=source_factory(config, policy, ledger),
+            source=source,
             past=past,
             session_factory=session_factory,
             report=_reporter(listener),
-            check_budget=check,
+            check_budget=budget_check(config, policy, ledger, policy.privacy_parameters(source.dimension)),
         )
         return _Runner(config, site, reconnect_seconds).run()
 

@@ -47,6 +47,10 @@ class SiteTrainer:
         """Train from `parameters` (d,) and return the difference (d,)."""
         return self._trainer.train_round(parameters)
 
+    def train_on_grid(self, parameters: NDArray[np.float32], honest_survivors: int) -> NDArray[np.int64]:
+        """In the distributed modes: the difference (d,) in steps of the ring, with this site's share of the noise."""
+        return self._trainer.train_on_grid(parameters, honest_survivors)
+
 
 def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> SiteTrainer:
     """Load the policy's model and the site's images.
@@ -69,17 +73,25 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
         cache_dir=cache,
         announce=log.info,
     )
+    dataset = _dataset(config, policy)
     with shown("reading images") as progress:
-        images, labels = load_images(_dataset(config, policy), model.backbone.image_size, progress=progress)
+        images, labels = load_images(dataset, model.backbone.image_size, progress=progress)
     with shown("computing frozen features") as progress:
         features = extract_features(model, images, cache_dir=cache, progress=progress)
     initial = get_vector(model)
-    return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger), initial)
+    patients = dataset.patients if policy.privacy.unit == "patient" else None
+    return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger, patients=patients), initial)
 
 
 def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:
     read = image_folder if config.data.kind == "image-folder" else manifest
-    return read(config.data.path, policy.task.class_names, require_every_class=config.data.require_every_class)
+    dataset = read(config.data.path, policy.task.class_names, require_every_class=config.data.require_every_class)
+    if policy.privacy.unit == "patient" and dataset.patients is None:
+        raise UserError(
+            f"this study protects patients, and {dataset.source} does not say whose image each one is",
+            remedy='list them in a CSV file with the columns image,label,patient, and set [data] kind = "manifest"',
+        )
+    return dataset
 
 
 def choose_device(wanted: str) -> str:

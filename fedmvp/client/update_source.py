@@ -25,6 +25,12 @@ class UpdateSource(Protocol):
     def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
         """Train from `parameters` (d,) and return the difference (d,)."""
 
+    def train_on_grid(self, parameters: NDArray[np.float32], honest_survivors: int) -> NDArray[np.int64]:
+        """In the distributed modes instead: the difference (d,) in steps of the ring, with a share of the noise.
+
+        `honest_survivors` is the number of shares that the round's cohort guarantees.
+        """
+
 
 SourceFactory = Callable[[ClientConfig, StudyPolicy, Ledger], UpdateSource]
 

@@ -20,6 +20,7 @@ from secure_agg.errors import PolicyError
 from secure_agg.policy import MAX_COHORT_SITES, SecureSumPolicy
 
 if TYPE_CHECKING:
+    from fedmvp.study.noise_shares import DistributedRing
     from privacy.mechanism import PrivacyParameters
 
 POLICY_TAG = "fedmvp/policy/v1"
@@ -132,8 +133,10 @@ class TrainingSection(Section):
 class PrivacySection(Section):
     """[privacy]: what every site's releases guarantee; the same public numbers at every site."""
 
-    mode: Literal["record-local", "UNSAFE-no-dp"] = Field(description="who adds the noise")
-    unit: Literal["record"] = Field(description="what is protected")
+    mode: Literal["record-local", "record-distributed", "silo-distributed", "UNSAFE-no-dp"] = Field(
+        description="who adds the noise, and to what"
+    )
+    unit: Literal["record", "patient", "site"] = Field(description="what is protected")
     neighboring_relation: Literal["add-or-remove-one"] = Field(description="which data sets must look alike")
     sample_rate: float = Field(gt=0, le=1, description="Poisson probability of a record to be in a step")
     noise_multiplier: float = Field(ge=0, le=1e6, description="noise deviation over max_grad_norm")
@@ -144,10 +147,11 @@ class PrivacySection(Section):
 
     @model_validator(mode="after")
     def _noise_agrees_with_mode(self) -> Self:
-        if self.mode == "record-local" and not self.noise_multiplier > 0:
-            raise ValueError('mode "record-local" needs noise_multiplier above 0')
-        if self.mode == "record-local" and not self.epsilon_max < float("inf"):
-            raise ValueError('mode "record-local" needs a finite epsilon_max')
+        private = self.mode != "UNSAFE-no-dp"
+        if private and not self.noise_multiplier > 0:
+            raise ValueError(f'mode "{self.mode}" needs noise_multiplier above 0')
+        if private and not self.epsilon_max < float("inf"):
+            raise ValueError(f'mode "{self.mode}" needs a finite epsilon_max')
         if self.mode == "UNSAFE-no-dp" and self.epsilon_max != float("inf"):
             raise ValueError('mode "UNSAFE-no-dp" gives no guarantee: write epsilon_max = inf to say so')
         return self
@@ -220,7 +224,10 @@ class StudyPolicy(Section):
 
     @model_validator(mode="after")
     def _can_be_accounted_for(self) -> Self:
-        self.privacy_parameters()
+        try:
+            self.privacy_parameters(dimension=1)
+        except PolicyError as refused:
+            raise ValueError(refused.args[0]) from None
         return self
 
     @property
@@ -239,15 +246,39 @@ class StudyPolicy(Section):
         return self.study.rounds * self.training.local_steps
 
     def secure_sum(self, dimension: int) -> SecureSumPolicy:
-        """Return the secure sum's parameters for updates of ``dimension`` coordinates."""
+        """Return the secure sum's parameters for updates of ``dimension`` coordinates.
+
+        Raises:
+            PolicyError: the ring has no room for them.
+        """
+        if self.is_distributed:
+            return self._distributed_ring(dimension).secure_sum
         return self.aggregation.secure_sum(dimension)
 
-    def privacy_parameters(self) -> PrivacyParameters:
-        """Return what one round costs, as the ledger records it."""
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the noise is complete in the sum only."""
+        return self.privacy.mode in ("record-distributed", "silo-distributed")
+
+    def _distributed_ring(self, dimension: int) -> DistributedRing:
+        from fedmvp.study.noise_shares import distributed_ring  # noqa: PLC0415 - imports what imports this module
+
+        return distributed_ring(self, dimension)
+
+    def privacy_parameters(self, dimension: int) -> PrivacyParameters:
+        """Return what one round costs, as the ledger records it.
+
+        Args:
+            dimension: coordinates of an update; decides the grid of the distributed modes and nothing in the others.
+
+        Raises:
+            PolicyError: the ring has no room for the noise.
+        """
         from privacy.mechanism import Mode, PrivacyParameters  # noqa: PLC0415 - the --help of a command needs none of it
 
         section = self.privacy
         return PrivacyParameters(
+            noise_shares=self._distributed_ring(dimension).noise_shares if self.is_distributed else None,
             mode=Mode(section.mode),
             unit=section.unit,
             neighboring_relation=section.neighboring_relation,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from fedmvp.training.aggregate import OptimizerKind, ServerOptimizer
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
     from torch import Tensor
 
     from fedmvp.model.features import FrozenFeatures
@@ -40,7 +42,13 @@ def server_optimizer_of(policy: StudyPolicy) -> ServerOptimizer:
 
 
 def build_local_trainer(
-    policy: StudyPolicy, model: PromptedModel, features: FrozenFeatures, labels: Tensor, ledger: Ledger
+    policy: StudyPolicy,
+    model: PromptedModel,
+    features: FrozenFeatures,
+    labels: Tensor,
+    ledger: Ledger,
+    *,
+    patients: Sequence[Hashable] | None = None,
 ) -> LocalTrainer:
     """Return a site's trainer under a policy.
 
@@ -50,7 +58,9 @@ def build_local_trainer(
         features: from `extract_features` of the site's images.
         labels: class indices (n,).
         ledger: the open ledger of these images.
+        patients: whom each image is of, where the policy's unit is a patient.
     """
+    from fedmvp.model.parameters import get_vector
     from fedmvp.training.local import LocalTrainer
 
     return LocalTrainer.for_prompts(
@@ -58,6 +68,7 @@ def build_local_trainer(
         features,
         labels,
         training=local_training_of(policy),
-        privacy=policy.privacy_parameters(),
+        privacy=policy.privacy_parameters(len(get_vector(model))),
         ledger=ledger,
+        patients=patients,
     )

@@ -6,7 +6,7 @@ returns the update and nothing else; no loss, accuracy or count of a site leaves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,10 @@ from fedmvp.errors import UserError
 from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.parameters import Vector, get_vector, set_vector
 from fedmvp.model.prompted import PromptedModel
+from privacy.distributed import noisy_update
 from privacy.dpsgd import DpSgdEngine, LossPerSample
 from privacy.ledger import Ledger
-from privacy.mechanism import PrivacyParameters
+from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters
 
 Update = NDArray[np.float64]
 
@@ -51,6 +52,8 @@ class LocalTrainer:
         privacy: mode, noise, sampling, denominators and steps of a round.
         ledger: the open ledger of exactly these records.
 
+        patients: whom each record is of, where the unit is a patient.
+
     Raises:
         ValueError: tensors of different lengths, or a module without per-sample gradients.
         PrivacyError: the ledger does not fit the parameters.
@@ -65,12 +68,14 @@ class LocalTrainer:
         training: LocalTraining,
         privacy: PrivacyParameters,
         ledger: Ledger,
+        patients: Sequence[Hashable] | None = None,
     ) -> None:
         if len({len(tensor) for tensor in data}) != 1:
             raise ValueError("every tensor needs one row a record")
         self._module = module
         self._data = tuple(data)
-        self._steps = privacy.steps_per_round
+        self._privacy = privacy
+        self._patients = None if patients is None else _numbered(patients)
         self._engine = DpSgdEngine(
             module,
             loss_per_sample,
@@ -78,7 +83,7 @@ class LocalTrainer:
             ledger=ledger,
             learning_rate=training.learning_rate,
             momentum=training.momentum,
-            max_physical_batch=training.max_physical_batch,
+            performance=PerformanceParameters(training.max_physical_batch),
         )
 
     @classmethod
@@ -91,6 +96,7 @@ class LocalTrainer:
         training: LocalTraining,
         privacy: PrivacyParameters,
         ledger: Ledger,
+        patients: Sequence[Hashable] | None = None,
     ) -> LocalTrainer:
         """Build the trainer of a prompted model.
 
@@ -101,6 +107,7 @@ class LocalTrainer:
             training: as above.
             privacy: as above.
             ledger: as above.
+            patients: as above.
         """
         n_classes = len(model.bank.class_names)
         if len(labels) != len(features) or (
@@ -115,7 +122,7 @@ class LocalTrainer:
             return model.loss_per_sample(module(part), part, targets)
 
         data = (*features.ordered(names), labels.to(torch.int64))
-        return cls(model, data, loss_per_sample, training=training, privacy=privacy, ledger=ledger)
+        return cls(model, data, loss_per_sample, training=training, privacy=privacy, ledger=ledger, patients=patients)
 
     def train_round(self, parameters: Vector) -> Update:
         """Train one round and return what changed.
@@ -133,7 +140,7 @@ class LocalTrainer:
             ValueError: parameters of the wrong length, or not finite.
         """
         set_vector(self._module, parameters)
-        self._engine.run(self._data, self._steps)
+        self._engine.run(self._data, self._privacy.steps_per_round, patients=self._patients)
         update = get_vector(self._module).astype(np.float64) - parameters.astype(np.float64)
         if not np.isfinite(update).all():
             raise UserError(
@@ -141,3 +148,30 @@ class LocalTrainer:
                 remedy="leave this round out and ask the consortium for a smaller [training] learning_rate",
             )
         return update
+
+    def train_on_grid(self, parameters: Vector, honest_survivors: int) -> NDArray[np.int64]:
+        """Train one round of a distributed mode and return what changed on the ring's grid, with a share of the noise.
+
+        Args:
+            parameters: the published parameters, float32 (dimension,).
+            honest_survivors: t - c of the cohort: as many shares of the noise are certain.
+
+        Returns:
+            The difference in steps of the grid, int64 (dimension,).
+
+        Raises:
+            BudgetExceeded: the round could not be released; nothing was trained.
+            PrivacyRefused: the mode is not a distributed one.
+            UserError: the training diverged.
+        """
+        if self._privacy.mode is Mode.SILO_DISTRIBUTED:
+            return noisy_update(self.train_round(parameters), self._privacy, honest_survivors)
+        set_vector(self._module, parameters)
+        # A step goes against the gradient; its length, learning_rate / expected_batch_size, is in the grid.
+        return -self._engine.noisy_gradient(self._data, honest_survivors, patients=self._patients)
+
+
+def _numbered(patients: Sequence[Hashable]) -> list[int]:
+    """Numbers in place of names; equal numbers for equal names."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(patient, len(numbers)) for patient in patients]

@@ -15,6 +15,7 @@ from fedmvp.training.aggregate import ServerOptimizer, ServerState, apply_sum
 from fedmvp.training.local import LocalTrainer
 from privacy.ledger import Ledger
 from privacy.mechanism import PrivacyParameters
+from secure_agg.policy import SecureSumPolicy
 
 AfterRound = Callable[[int, ServerState], None]
 """Called with (round from 1, the state after it)."""
@@ -36,6 +37,7 @@ def run_rounds(
     optimizer: ServerOptimizer,
     privacy: PrivacyParameters,
     run_id: str,
+    secure_sum: SecureSumPolicy | None = None,
     after_round: AfterRound | None = None,
 ) -> ServerState:
     """Run rounds in which every site takes part, and return the final state.
@@ -47,6 +49,7 @@ def run_rounds(
         optimizer: step rule on the sum.
         privacy: what each round is charged for; the same value the trainers have.
         run_id: name under which the ledgers are charged.
+        secure_sum: the ring's limits; in the distributed modes only, whose noise is drawn on its grid.
         after_round: called after each round.
 
     Raises:
@@ -55,7 +58,12 @@ def run_rounds(
     for round_number in range(1, rounds + 1):
         total = np.zeros(state.dimension, dtype=np.float64)
         for site in sites:
-            update = site.trainer.train_round(state.parameters)
+            if secure_sum is not None:
+                honest_survivors = secure_sum.threshold(len(sites)) - secure_sum.colluders
+                on_grid = site.trainer.train_on_grid(state.parameters, honest_survivors)
+                update = on_grid * 2.0**-secure_sum.fraction_bits
+            else:
+                update = site.trainer.train_round(state.parameters)
             site.ledger.reserve(run_id, round_number, privacy, bytes(32)).consume()
             total += update
         state = apply_sum(state, total, len(sites), optimizer)

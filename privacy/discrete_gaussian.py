@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -37,9 +38,10 @@ _BLOCK = 12288
 class DiscreteGaussian:
     """A sampler of independent draws.
 
-    Up to :data:`TABLE_LIMIT` by inversion of a cumulative table of 64-bit words, which differs from the true law by at
-    most :attr:`total_variation` a draw. Above by rejection from a discrete Laplace law (Canonne, Kamath and Steinke
-    2020, arXiv 2004.00010, algorithm 3), which is exact.
+    Up to :data:`TABLE_LIMIT` by inversion of the cumulative distribution: 64 random bits choose from a table, and where
+    they come too near to an entry, further bits and a longer table decide. Above by rejection from a discrete Laplace
+    law (Canonne, Kamath and Steinke 2020, arXiv 2004.00010, algorithm 3). Both are exact: no distance from the law has
+    to be added to a delta, as it would with a table of 64-bit words alone (entries * 2**-64 for each draw).
 
     Args:
         sigma: the parameter of the law, in (0, 2**48]; a float stands for exactly its binary value. The standard
@@ -60,14 +62,6 @@ class DiscreteGaussian:
         """The parameter, exactly."""
         return self._sigma
 
-    @property
-    def total_variation(self) -> Fraction:
-        """Upper bound on the total-variation distance of one draw from the law: entries * 2**-64, or zero.
-
-        A release of d coordinates adds at most (1 + exp(epsilon)) * d * total_variation to its delta.
-        """
-        return self._law.total_variation
-
     def sample(self, size: int, randomness: Randomness = os.urandom) -> npt.NDArray[np.int64]:
         """Independent draws.
 
@@ -87,30 +81,25 @@ class DiscreteGaussian:
 
 
 class _Law(Protocol):
-    @property
-    def total_variation(self) -> Fraction: ...
-
     def sample(self, size: int, stream: KeyStream) -> npt.NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Inversion of a cumulative distribution.
+    """Inversion of the cumulative distribution.
 
     Args:
-        thresholds: floor(2^64 P(X <= x)) for x from -tail to tail - 1; the draw is the number of thresholds at or below
-            a random word, less tail.
+        sigma: exactly.
+        thresholds: 2^64 P(X <= x) cut to integers, for x from -tail to tail - 1; the draw is the number of thresholds
+            at or below a random word, less tail. A word within 2 of a threshold, or of either end, is left open.
         guide: the draw for each value of a word's upper 16 bits, or ``_UNDECIDED`` where the lower bits matter.
-        tail: the largest magnitude drawn; less than 2^-65 of the law lies beyond.
+        tail: the largest magnitude in the table; less than 2^-65 of the law lies beyond.
     """
 
+    sigma: Fraction
     thresholds: npt.NDArray[np.uint64]
     guide: npt.NDArray[np.int16]
     tail: int
-
-    @property
-    def total_variation(self) -> Fraction:
-        return Fraction(len(self.thresholds) + 1, 2**_WORD)
 
     def sample(self, size: int, stream: KeyStream) -> npt.NDArray[np.int64]:
         draws = np.empty(size, dtype=np.int64)
@@ -119,7 +108,13 @@ class _Table:
             words = stream.words(len(part))
             part[:] = self.guide[_upper_16_bits(words)]
             undecided = np.flatnonzero(part == _UNDECIDED)
-            part[undecided] = np.searchsorted(self.thresholds, words[undecided], side="right") - self.tail
+            chosen = words[undecided]
+            low = np.searchsorted(self.thresholds, chosen - np.uint64(2), side="right")
+            high = np.searchsorted(self.thresholds, chosen + np.uint64(1), side="right")
+            part[undecided] = low - self.tail
+            is_open = (low != high) | (chosen < 2) | (chosen >= 2**_WORD - 2)
+            for i in undecided[is_open].tolist():
+                part[i] = _settle_inversion(self.sigma, int(words[i]), stream)
         return draws
 
 
@@ -128,36 +123,51 @@ _UNDECIDED = -(2**15)
 
 @lru_cache(maxsize=32)
 def _table(sigma: Fraction) -> _Table:
-    thresholds = _thresholds(sigma)
+    thresholds = np.array(_cumulative(sigma, _WORD), dtype=np.uint64)
     tail = len(thresholds) // 2
     first = np.arange(2**16, dtype=np.uint64) << np.uint64(_WORD - 16)
     last = first + np.uint64(2 ** (_WORD - 16) - 1)
-    low, high = (np.searchsorted(thresholds, edge, side="right") - tail for edge in (first, last))
-    return _Table(thresholds, np.where(low == high, low, _UNDECIDED).astype(np.int16), tail)
+    low = np.searchsorted(thresholds, first - np.uint64(2), side="right") - tail
+    high = np.searchsorted(thresholds, last + np.uint64(1), side="right") - tail
+    guide = np.where(low == high, low, _UNDECIDED).astype(np.int16)
+    guide[[0, -1]] = _UNDECIDED
+    return _Table(sigma, thresholds, guide, tail)
 
 
-def _thresholds(sigma: Fraction, bits: int = 256) -> npt.NDArray[np.uint64]:
-    """The cumulative distribution in words, from integers with ``bits`` binary places.
+def _settle_inversion(sigma: Fraction, prefix: int, stream: KeyStream) -> int:
+    """The draw that belongs to a uniform real whose first 64 bits are ``prefix``: with as many bits as it takes."""
+    bits = _WORD
+    while True:
+        prefix, bits = prefix << _WORD | int(stream.words(1)[0]), bits + _WORD
+        thresholds = _cumulative(sigma, bits)
+        low, high = bisect_right(thresholds, prefix - 2), bisect_right(thresholds, prefix + 1)
+        if low == high and 2 <= prefix < 2**bits - 2:
+            return low - len(thresholds) // 2
 
-    Weights follow w(x+1) = w(x) r(x) and r(x+1) = r(x) exp(-1/sigma^2). Each product is off by at most a unit in the
-    last place, so w(x) by at most (x+1)^2 and all sums together by less than 2^50 of them: 2^-206 at 256 places.
+
+def _cumulative(sigma: Fraction, bits: int) -> list[int]:
+    """2^bits P(X <= x) to within one unit, for x from -tail to tail - 1; less than 2^-(bits+1) lies beyond the tail.
+
+    Weights follow w(x+1) = w(x) r(x) and r(x+1) = r(x) exp(-1/sigma^2), in integers with 192 guard bits. Each product
+    is off by at most a unit in the last place, so w(x) by at most (x+1)^2 and all sums together by less than 2^60.
     """
-    ratio, _ = _exp_bounds(1 / (2 * sigma**2), bits)
-    step = ratio * ratio >> bits
-    weights = [1 << bits]
-    while weights[-1] >> (bits - 128):  # what follows is below 2^-110 of the whole
-        weights.append(weights[-1] * ratio >> bits)
-        ratio = ratio * step >> bits
+    places = bits + 192
+    ratio, _ = _exp_bounds(1 / (2 * sigma**2), places)
+    step = ratio * ratio >> places
+    weights = [1 << places]
+    while weights[-1] >> 128:  # what follows is below 2^-(bits+40) of the whole
+        weights.append(weights[-1] * ratio >> places)
+        ratio = ratio * step >> places
     whole = 2 * sum(weights) - weights[0]
     beyond, tail = 0, len(weights) - 1
-    while tail and (beyond + weights[tail]) << (_WORD + 2) <= whole:  # less than 2^-66 on each side
+    while tail and (beyond + weights[tail]) << (bits + 2) <= whole:
         beyond += weights[tail]
         tail -= 1
-    words, below = [], beyond
+    thresholds, below = [], beyond
     for x in range(-tail, tail):
         below += weights[abs(x)]
-        words.append((below << _WORD) // whole)
-    return np.array(words, dtype=np.uint64)
+        thresholds.append((below << bits) // whole)
+    return thresholds
 
 
 @dataclass(frozen=True)
@@ -191,10 +201,6 @@ class _Rejection:
         if ratio < Fraction(1, 2):
             raise ValueError(f"rejection needs a sigma of at least 2, not {float(sigma)}")
         return cls(squared, shift, int(2**32 / (2 * ratio)), int(2**24 * ratio / 2))
-
-    @property
-    def total_variation(self) -> Fraction:
-        return Fraction(0)
 
     def exponent(self, remainder: int, block: int) -> Fraction:
         """Minus the logarithm of the probability with which U = remainder and V = block are kept; never negative."""

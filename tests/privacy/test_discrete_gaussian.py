@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import chisquare, norm, poisson
 
 from privacy import discrete_gaussian as module
-from privacy.discrete_gaussian import DiscreteGaussian, _exp_bounds, _LazyUniform, _Rejection, _table, _thresholds
+from privacy.discrete_gaussian import DiscreteGaussian, _cumulative, _exp_bounds, _LazyUniform, _Rejection, _table
 from privacy.noise import gaussian
 from tests.privacy.checks import SURPRISE
 
@@ -87,18 +87,25 @@ def check_law(draws: Draws, sigma: float) -> None:
             assert abs(np.corrcoef(one, other)[0, 1]) < 6.2 / math.sqrt(size - lag), "draws depend on each other"
 
 
-def _total_variation(thresholds: npt.NDArray[np.uint64], sigma: Fraction) -> Decimal:
-    """Between the law of a table and the true one, to sixty digits."""
+def _masses(sigma: Fraction, reach: int) -> list[Decimal]:
+    """The law on 0 to ``reach``, to the digits of the context."""
+    variance = Decimal(sigma.numerator) ** 2 / Decimal(sigma.denominator) ** 2
+    weights = [(-(Decimal(x) ** 2) / (2 * variance)).exp() for x in range(reach + 1)]
+    whole = 2 * sum(weights) - 1
+    return [weight / whole for weight in weights]
+
+
+def _total_variation(thresholds: list[int], sigma: Fraction) -> Fraction:
+    """Between the law of a table of words and the true one, to sixty digits."""
     tail = len(thresholds) // 2
     with localcontext() as context:
         context.prec = 60
-        variance = Decimal(sigma.numerator) ** 2 / Decimal(sigma.denominator) ** 2
         reach = math.ceil(15 * sigma) + 3
-        weights = [(-(Decimal(x) ** 2) / (2 * variance)).exp() for x in range(reach + 1)]
-        whole = 2 * sum(weights) - 1
-        edges = [0, *map(int, thresholds), 2**64]
+        masses = _masses(sigma, reach)
+        edges = [0, *thresholds, 2**64]
         drawn = {x: Decimal(edges[x + tail + 1] - edges[x + tail]) / 2**64 for x in range(-tail, tail + 1)}
-        return sum(abs(drawn.get(x, Decimal(0)) - weights[abs(x)] / whole) for x in range(-reach, reach + 1)) / 2
+        apart = (abs(drawn.get(x, Decimal(0)) - masses[abs(x)]) for x in range(-reach, reach + 1))
+        return Fraction(sum(apart, start=Decimal(0)) / 2)
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1, 4, 64, 1e6, 2**40])
@@ -141,39 +148,73 @@ def test_control_heavy_tails_shifts_and_repeats_fail_the_same_check() -> None:
 
 
 @pytest.mark.parametrize("sigma", [Fraction(1, 2), Fraction(1), Fraction(4), Fraction(64), Fraction(1000.1)])
-def test_a_table_is_as_close_to_the_law_as_it_says(sigma: Fraction) -> None:
-    law = DiscreteGaussian(sigma)
-    entries = len(_thresholds(sigma)) + 1
-    assert law.total_variation == Fraction(entries, 2**64)
-    assert entries < 21 * sigma + 12
-    assert Fraction(_total_variation(_thresholds(sigma), sigma)) <= law.total_variation
-
-
-def test_a_table_is_rounded_down_exactly() -> None:
-    assert np.array_equal(_thresholds(Fraction(64)), _thresholds(Fraction(64), bits=512))
+def test_a_table_of_words_is_as_close_to_the_law_as_its_words_allow(sigma: Fraction) -> None:
+    thresholds = _cumulative(sigma, 64)
+    assert len(thresholds) < 21 * sigma + 12
+    assert _total_variation(thresholds, sigma) <= Fraction(len(thresholds) + 1, 2**64)
 
 
 def test_control_a_table_built_in_float64_fails_the_same_bound() -> None:
     sigma = Fraction(64)
-    tail = len(_thresholds(sigma)) // 2
+    entries = len(_cumulative(sigma, 64)) + 1
+    tail = entries // 2
     weights = np.exp(-(np.arange(-tail, tail + 1.0) ** 2) / (2 * 64.0**2))
     cumulative = np.minimum(np.cumsum(weights / weights.sum())[:-1], 1 - 2.0**-53)
-    words = np.array([int(Fraction(float(c)) * 2**64) for c in cumulative], dtype=np.uint64)
-    assert Fraction(_total_variation(words, sigma)) > 100 * DiscreteGaussian(sigma).total_variation
+    words = [int(Fraction(float(c)) * 2**64) for c in cumulative]
+    assert _total_variation(words, sigma) > 100 * Fraction(entries, 2**64)
+
+
+@pytest.mark.parametrize("sigma", [Fraction(1, 2), Fraction(4), Fraction(101, 10)])
+def test_a_word_on_an_entry_of_the_table_is_decided_by_further_bits(sigma: Fraction) -> None:
+    """On both sides of the true cumulative distribution, to 2^-118: a bare table would draw one value for both."""
+    table = _table(sigma)
+    with localcontext() as context:
+        context.prec = 80
+        masses = _masses(sigma, math.ceil(25 * sigma) + 3)
+        below = sum(masses[table.tail + 1 :], start=Decimal(0))
+        for x in range(-table.tail, table.tail):
+            below += masses[abs(x)]
+            word, rest = divmod(int(below * 2**128), 2**64)
+            if not 2**10 < rest < 2**64 - 2**10:
+                continue
+            assert table.sample(1, Words(word, rest - 2**10)).tolist() == [x]  # type: ignore[arg-type]
+            assert table.sample(1, Words(word, rest + 2**10)).tolist() == [x + 1]  # type: ignore[arg-type]
+
+
+def test_control_the_first_word_alone_does_not_decide_these() -> None:
+    table = _table(Fraction(4))
+    entries = [int(t) for t in table.thresholds]
+    assert {bisect.bisect_right(entries, word) for word in entries} == set(range(1, len(entries) + 1))
+
+
+@pytest.mark.parametrize("sigma", [Fraction(1, 20), Fraction(1, 2), Fraction(4)])
+@pytest.mark.parametrize("end", [0, 2**64 - 1])
+def test_the_law_has_no_last_value(sigma: Fraction, end: int) -> None:
+    """The first word is all zeros or all ones, as is the beginning of the second: beyond the end of the table."""
+    table = _table(sigma)
+    second = 2**20 if end == 0 else 2**64 - 1 - 2**20
+    draw = int(table.sample(1, Words(end, second))[0])  # type: ignore[arg-type]
+    with localcontext() as context:
+        context.prec = 80
+        masses = _masses(sigma, math.ceil(25 * sigma) + 12)
+        left = (Decimal(2) ** 20 + Decimal("0.5")) / 2**128  # the mass further out
+        tails = [sum(masses[x:], start=Decimal(0)) for x in range(len(masses) - 1)]
+    expected = max(x for x, tail in enumerate(tails) if tail > left)
+    assert draw == (-expected if end == 0 else expected)
+    assert sigma < Fraction(1, 2) or expected > table.tail
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 4, 1024])
 def test_the_guide_of_a_table_changes_no_draw(sigma: float) -> None:
     table = _table(Fraction(sigma))
-    cells = [i << 48 for i in range(2**16)]
-    words = [0, 2**64 - 1, *map(int, table.thresholds), *(int(t) - 1 for t in table.thresholds), *cells]
-    words += [c - 1 for c in cells[1:]]
-    words = [w for w in words if 0 <= w < 2**64]
-    drawn = np.concatenate(
-        [table.sample(len(part), Words(*part)) for part in (words[i : i + 1000] for i in range(0, len(words), 1000))]  # type: ignore[arg-type]
-    )
     plain = [int(t) for t in table.thresholds]
-    assert drawn.tolist() == [bisect.bisect_right(plain, word) - table.tail for word in words]
+    cells = [i << 48 for i in range(1, 2**16)]
+    words = [2, 3, 2**64 - 3, *(t + 4 for t in plain), *(t - 4 for t in plain), *cells, *(c - 1 for c in cells)]
+    closed = [w for w in words if 2 <= w < 2**64 - 2 and bisect.bisect(plain, w - 2) == bisect.bisect(plain, w + 1)]
+    assert len(closed) > 2**16
+    parts = (closed[i : i + 1000] for i in range(0, len(closed), 1000))
+    drawn = np.concatenate([table.sample(len(part), Words(*part)) for part in parts])  # type: ignore[arg-type]
+    assert drawn.tolist() == [bisect.bisect_right(plain, word) - table.tail for word in closed]
 
 
 @pytest.mark.parametrize("exponent", ["0", "1/7", "1", "44", "1000003/65536", "999/10", "63", "1/1152921504606846976"])
@@ -288,9 +329,9 @@ def test_a_float_stands_for_its_exact_value() -> None:
     assert DiscreteGaussian(Fraction(1, 10)).sigma == Fraction(1, 10)
 
 
-def test_rejection_is_exact_and_begins_above_the_tables() -> None:
-    assert DiscreteGaussian(1024).total_variation > 0
-    assert DiscreteGaussian(Fraction(1024) + Fraction(1, 10**9)).total_variation == 0
+def test_rejection_begins_above_the_tables() -> None:
+    assert isinstance(DiscreteGaussian(1024)._law, module._Table)
+    assert isinstance(DiscreteGaussian(Fraction(1024) + Fraction(1, 10**9))._law, _Rejection)
     with pytest.raises(ValueError, match="at least 2"):
         _Rejection.of(Fraction(1))
 

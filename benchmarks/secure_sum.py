@@ -113,6 +113,7 @@ def round_row(floats: int, clients: int, settings: Settings) -> dict[str, Any]:
         "cipher_gigabytes_per_s": rate / 1e9,
     }
     row["ratio"] = row["peer_s"] / row["ours_s"] if row["peer_s"] else None
+    row["processor_ratio"] = row["peer_processor_s"] / row["ours_processor_s"] if row["peer_s"] else None
     return row
 
 
@@ -157,6 +158,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("ours s", "ours_s", ".3f"),
         ("Flower s", "peer_s", ".3f"),
         ("ratio", "ratio", ".1f"),
+        ("of processor time", "processor_ratio", ".1f"),
         ("floor s", "floor_s", ".3f"),
         ("with publication s", "ours_published_s", ".3f"),
         ("bytes a float", "bytes_per_float", ".3f"),
@@ -168,6 +170,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("masking s", "masking_s", ".4f"),
         ("cipher s", "floor_s", ".4f"),
         ("ratio", "ratio", ".2f"),
+        ("of processor time", "processor_ratio", ".2f"),
         ("GB/s", "gigabytes_per_s", ".2f"),
     ],
     "bytes": [

@@ -1,0 +1,57 @@
+"""What a session shows of itself: where it stands, and never what it holds."""
+
+import hashlib
+
+import pytest
+
+from secure_agg.client import ClientSession
+from secure_agg.server import ServerSession
+from tests.simulation.federation import Federation
+
+
+def secrets_of(client):
+    """Every secret byte string that a site holds, in hexadecimal and as Python would print it."""
+    held = vars(client._secrets)
+    plain = [held["_self_mask"], held["_mask_key"].to_bytes(), *held["_mask_secrets"].values()]
+    plain += [share for pair in held["_held"].values() for share in pair]
+    return [shown for secret in plain for shown in (secret.hex(), repr(secret))]
+
+
+def ready_to_mask():
+    federation = Federation(4)
+    federation.keys()
+    federation.shares()
+    federation.clients[11].receive_peer_shares(federation.peer_shares[11])
+    return federation
+
+
+def test_a_site_shows_its_id_and_state_and_no_secret():
+    client = ready_to_mask().clients[11]
+    assert repr(client) == "ClientSession(site_id=11, state='ready to mask')"
+    assert not any(secret in f"{client!r}{client}{client._secrets!r}" for secret in secrets_of(client))
+
+
+def test_a_site_that_showed_all_it_holds_would_be_noticed(monkeypatch):
+    client = ready_to_mask().clients[11]
+    monkeypatch.setattr(ClientSession, "__repr__", lambda self: repr(vars(self._secrets)))
+    assert any(secret in repr(client) for secret in secrets_of(client))
+
+
+def test_a_server_shows_its_state_and_cohort():
+    federation = ready_to_mask()
+    assert repr(federation.server) == "ServerSession(state='collecting inputs', cohort=(11, 12, 13, 14))"
+    assert isinstance(federation.server, ServerSession)
+
+
+@pytest.mark.usefixtures("sparse_from_seven_sites")
+@pytest.mark.parametrize("n", [4, 7])
+def test_a_site_names_its_neighbours_survivors_and_the_ledgers_of_its_peers_once_it_knows_them(n):
+    federation = Federation(n)
+    client = federation.clients[11]
+    assert (client.neighbours, client.survivors, dict(client.peer_ledger_heads)) == (frozenset(), (), {})
+    federation.run()
+    cohort = federation.context.cohort
+    assert client.survivors == cohort
+    assert len(client.neighbours) == (3 if n == 4 else 4)
+    assert all(11 in federation.clients[other].neighbours for other in client.neighbours)
+    assert client.peer_ledger_heads == {site: hashlib.sha256(b"ledger %d" % site).digest() for site in cohort}

@@ -22,10 +22,13 @@ from hypothesis.stateful import (
 from secure_agg import server as server_module
 from secure_agg import transitions as transitions_module
 from secure_agg.checks import ClientChecks
+from secure_agg.graph import MAX_ATTEMPTS
 from secure_agg.masks import add_masks
 from secure_agg.transitions import TRANSITIONS, ServerEvent, ServerState
 from tests.simulation.federation import Releases
-from tests.simulation.world import CLOSINGS, World
+from tests.simulation.world import World
+
+pytestmark = pytest.mark.timeout(400)
 
 QUICK = settings(
     max_examples=300,
@@ -39,8 +42,8 @@ FRESH = settings(QUICK, max_examples=1500, derandomize=False)
 UNTIL_CAUGHT = settings(QUICK, phases=[Phase.generate], print_blob=False)
 
 places = st.integers(0, 40)
-sites = st.integers(11, 15)
-phases_of_the_server = st.sampled_from(list(CLOSINGS))
+sites = st.integers(11, 16)
+phases_of_the_server = st.integers(0, 5)
 
 
 def something_is_on_its_way(machine):
@@ -58,7 +61,8 @@ def most_have_answered(machine):
 def another_attempt_may_help(machine):
     world = machine.world
     may_still_release = sum(site.last_round < world.round for site in world.sites.values())
-    return world.server.state is not ServerState.ADVERTISE_KEYS and may_still_release >= 2
+    begun = world.server.state not in (ServerState.ADVERTISE_KEYS, ServerState.ADVERTISE_KEYS_SPARSE)
+    return begun and may_still_release >= 2 and world.attempt < MAX_ATTEMPTS
 
 
 def the_attempt_is_over(machine):
@@ -78,6 +82,10 @@ class UnreliableNetwork(RuleBasedStateMachine):
         self.world = self.make_world(n)
         self.steps = 0
         self.tally["examples"] += 1
+
+    def state(self, drawn):
+        states = list(self.world.closings)
+        return states[drawn % len(states)]
 
     def site(self, drawn):
         return 11 + (drawn - 11) % self.world.n
@@ -105,18 +113,18 @@ class UnreliableNetwork(RuleBasedStateMachine):
         if not self.world.over:
             self.world.close(misled=self.site(misled))
 
-    @rule(state=phases_of_the_server, index=places, seed=st.integers(0, 2**32), phases=st.integers(0, 5))
+    @rule(phase=phases_of_the_server, index=places, seed=st.integers(0, 2**32), phases=st.integers(0, 5))
     @precondition(the_attempt_is_running)
-    def change_an_answer_in_some_phase(self, state, index, seed, phases):
-        self.world.advance_to(state)
+    def change_an_answer_in_some_phase(self, phase, index, seed, phases):
+        self.world.advance_to(self.state(phase))
         if self.world.mailbox:
             self.world.tamper(index, seed)
         self.world.go_on(phases)
 
-    @rule(state=phases_of_the_server, site=sites, phases=st.integers(0, 5))
+    @rule(phase=phases_of_the_server, site=sites, phases=st.integers(0, 5))
     @precondition(the_attempt_is_running)
-    def crash_in_some_phase(self, state, site, phases):
-        self.world.advance_to(state)
+    def crash_in_some_phase(self, phase, site, phases):
+        self.world.advance_to(self.state(phase))
         self.world.restart(self.site(site))
         self.world.go_on(phases)
 
@@ -198,7 +206,6 @@ def test_the_quick_run_is_of_300_histories_of_up_to_50_steps():
     assert (QUICK.max_examples, QUICK.stateful_step_count, QUICK.deadline) == (300, 50, None)
 
 
-@pytest.mark.timeout(400)
 def test_no_history_leads_to_a_wrong_sum_a_second_release_or_both_kinds_of_share():
     assert_the_runs_went_everywhere(run(UnreliableNetwork, QUICK), QUICK)
 
@@ -207,6 +214,33 @@ def test_no_history_leads_to_a_wrong_sum_a_second_release_or_both_kinds_of_share
 @pytest.mark.timeout(3600)
 def test_no_fresh_history_does_either():
     assert_the_runs_went_everywhere(run(UnreliableNetwork, FRESH), FRESH)
+
+
+class SparseNetwork(UnreliableNetwork):
+    """The same on a sparse graph, with its exchange of nonces."""
+
+    tally: ClassVar[Counter[str]] = Counter()
+
+    @initialize(n=st.integers(5, 6))
+    def start(self, n):
+        super().start(n)
+
+    def make_world(self, n):
+        return World(n, sparse=True)
+
+
+def test_no_history_on_a_sparse_graph_does_either():
+    tally = run(SparseNetwork, settings(QUICK, max_examples=60))
+    assert tally["sums"] >= 60
+    assert tally["sums without some site"]
+    assert tally["ended at reveal_nonces"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_no_fresh_history_on_a_sparse_graph_does_either():
+    assert_the_runs_went_everywhere(run(SparseNetwork, FRESH), FRESH)
+    assert SparseNetwork.tally["ended at reveal_nonces"]
 
 
 class OffByOne(UnreliableNetwork):

@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -19,8 +19,19 @@ import numpy as np
 from secure_agg.client import ClientSession
 from secure_agg.context import RoundContext, validate_context
 from secure_agg.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
+from secure_agg.graph import GraphParameters
 from secure_agg.masks import Masker, add_masks
-from secure_agg.messages import AbortCode, Confirmations, MaskedInput, PeerKeys, PublishedSum, ShareKind, Survivors
+from secure_agg.messages import (
+    AbortCode,
+    Confirmations,
+    MaskedInput,
+    PeerKeys,
+    PeerNonces,
+    PublishedSum,
+    ShareKind,
+    Survivors,
+)
+from secure_agg.policy import SecureSumPolicy
 from secure_agg.server import ServerSession
 from secure_agg.transitions import TRANSITIONS, ClientEvent, ClientState, ServerEvent, ServerState
 from tests.simulation.federation import (
@@ -39,6 +50,8 @@ MODULUS = 2**32
 # What a site answers to which message, by the methods that take the two.
 ANSWERS = {
     "receive_peer_keys": "receive_share_keys",
+    "reveal_nonce": "receive_nonce",
+    "receive_peer_nonces": "receive_share_keys",
     "receive_peer_shares": "receive_masked_input",
     "receive_survivors": "receive_confirmation",
     "receive_confirmations": "receive_unmask_shares",
@@ -51,6 +64,18 @@ CLOSINGS = {
     ServerState.CONFIRM_SURVIVORS: ("close_confirmations", "receive_confirmations"),
     ServerState.UNMASK: ("close_unmask", "receive_result"),
 }
+SPARSE_CLOSINGS = {
+    ServerState.ADVERTISE_KEYS_SPARSE: ("close_advertise_keys", "reveal_nonce"),
+    ServerState.REVEAL_NONCES: ("close_nonces", "receive_peer_nonces"),
+} | {state: methods for state, methods in CLOSINGS.items() if state is not ServerState.ADVERTISE_KEYS}
+
+
+class SparsePolicy(SecureSumPolicy):
+    """A policy that puts even five or six sites on a sparse graph; too small to be safe, large enough to be played."""
+
+    def graph(self, n: int) -> GraphParameters:
+        """Give each site four neighbours, and let one site stay away."""
+        return GraphParameters(sparse=True, degree=4, share_threshold=4, key_floor=max(4, n - 1))
 
 
 @dataclass(frozen=True)
@@ -109,11 +134,14 @@ class World:
     n: int
     masker_of: Callable[[int], Masker] = lambda _site: add_masks
     new_register: Callable[[], Releases] = Releases
+    sparse: bool = False
     tally: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.roster = make_roster(self.n)
-        self.policy = make_policy(self.n, dimension=DIMENSION)
+        policy = make_policy(self.n, dimension=DIMENSION)
+        self.policy = SparsePolicy(**asdict(policy)) if self.sparse else policy
+        self.closings = SPARSE_CLOSINGS if self.sparse else CLOSINGS
         self.sites = {site_id: Site(site_id, self.new_register()) for site_id in self.roster.active_ids}
         self.mailbox: list[Envelope] = []
         self.round, self.attempt = 0, 0
@@ -149,7 +177,7 @@ class World:
 
     def comes_before(self, state: ServerState) -> bool:
         """Whether the attempt is running and has not come to a phase yet."""
-        order = list(CLOSINGS)
+        order = list(self.closings)
         return not self.over and order.index(self.server.state) < order.index(state)
 
     def advance_to(self, state: ServerState) -> None:
@@ -169,7 +197,7 @@ class World:
 
     def close(self, misled: int = 0) -> None:
         """End the server's phase; a misled site is shown a survivor set without the last other site."""
-        method, onward = CLOSINGS[self.server.state]
+        method, onward = self.closings[self.server.state]
         calm = self.calm and not self.server.expected and not misled
         try:
             answer = observed(self.server, ServerEvent(method), getattr(self.server, method))
@@ -185,6 +213,8 @@ class World:
                 return
             case PeerKeys():
                 recipients = [item.sender for item in answer.adverts]
+            case PeerNonces():
+                recipients = [item.sender for item in answer.nonces]
             case Survivors():
                 recipients = self.survivors = [item.sender for item in answer.inputs]
             case Confirmations():

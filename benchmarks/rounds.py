@@ -193,7 +193,7 @@ class InProcess:
             client.receive_peer_shares(self._carry(inboxes[site]))
             with clock.part("of that, encode"):
                 vector = encode(policy, self._updates[site])
-            return client.masked_input(vector, MemoryReleases())
+            return client.masked_input(vector, MemoryReleases(), overwrite=True)
 
         self._collect("masked input", clients, mask, server.receive_masked_input)
         survivors = self._close(server.close_masked_inputs)

@@ -263,7 +263,7 @@ def _exchange(
         site.report("ledger-rolled-back", round=context.round, site=name)
     session.receive_peer_shares(exchanges.share_keys(shares))
     releases = LedgerReleases(site.ledger, site.policy)
-    masked = session.masked_input(vector, releases)
+    masked = session.masked_input(vector, releases, overwrite=True)
     releases.consume()
     site.report("released", round=context.round)
     survivors = exchanges.submit_masked_input(masked)

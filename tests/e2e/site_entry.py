@@ -54,13 +54,13 @@ def session_class(options: argparse.Namespace, source: SyntheticSource | None) -
             super().receive_peer_shares(message)
             stall("reserve")
 
-        def masked_input(self, vector: NDArray[Any], *arguments: Any, **options: Any) -> MaskedInput:
+        def masked_input(self, vector: NDArray[Any], *arguments: Any, **named: Any) -> MaskedInput:
             if options.log is not None:
                 stem = f"{self._site_id}-{self._context.round}"
                 np.save(options.log / f"{stem}.npy", vector)
                 if source is not None:
                     source.log(options.log / f"{stem}.json")
-            masked = super().masked_input(vector, *arguments, **options)
+            masked = super().masked_input(vector, *arguments, **named)
             stall("masked_input")
             return masked
 

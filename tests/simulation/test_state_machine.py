@@ -307,7 +307,7 @@ def test_a_broken_site_is_caught(machine, caught_as):
 
 
 def test_a_site_that_does_not_check_who_signed_the_survivors_is_caught(monkeypatch):
-    monkeypatch.setattr(ClientChecks, "confirmations", lambda *_arguments: None)
+    monkeypatch.setattr(ClientChecks, "confirmations", lambda *_arguments, **_options: None)
     with pytest.raises(AssertionError, match="both kinds of one owner's shares"):
         run(UnreliableNetwork, UNTIL_CAUGHT)
 

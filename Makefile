@@ -15,8 +15,8 @@ help: ## list the verbs
 demo: $(VENV)/.demo ## set up and run the demo: one server, four sites, real images; writes runs/demo/report.html
 	$(BIN)/python -m demo
 
-test: $(VENV)/.dev ## set up and run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## set up and run the tests; every branch of secure_agg must be reached
+	$(BIN)/python -m pytest --cov=secure_agg --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
 
 test-long: $(VENV)/.dev ## run every test, the exhaustive ones too
 	$(BIN)/python -m pytest -m "long or not long" --timeout 3600
@@ -39,7 +39,7 @@ bench: $(VENV)/.demo ## print the figures of docs/performance.md
 	$(BIN)/python -m benchmarks.round_trip
 
 clean: ## remove the virtual environment, caches and runs
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis runs *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage runs *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -113,6 +113,7 @@ def round_row(floats: int, clients: int, settings: Settings) -> dict[str, Any]:
         "cipher_gigabytes_per_s": rate / 1e9,
     }
     row["ratio"] = row["peer_s"] / row["ours_s"] if row["peer_s"] else None
+    row["processor_ratio"] = row["peer_processor_s"] / row["ours_processor_s"] if row["peer_s"] else None
     return row
 
 
@@ -157,6 +158,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("ours s", "ours_s", ".3f"),
         ("Flower s", "peer_s", ".3f"),
         ("ratio", "ratio", ".1f"),
+        ("of processor time", "processor_ratio", ".1f"),
         ("floor s", "floor_s", ".3f"),
         ("with publication s", "ours_published_s", ".3f"),
         ("bytes a float", "bytes_per_float", ".3f"),
@@ -168,6 +170,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("masking s", "masking_s", ".4f"),
         ("cipher s", "floor_s", ".4f"),
         ("ratio", "ratio", ".2f"),
+        ("of processor time", "processor_ratio", ".2f"),
         ("GB/s", "gigabytes_per_s", ".2f"),
     ],
     "bytes": [
@@ -221,8 +224,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--rows", type=parse_rows, default=parse_rows(ROWS), help=f"floats x clients; default {ROWS}")
     made.add_argument("--runs", type=int, default=5, help="runs of each row; the median is shown")
-    made.add_argument("--cores", type=int, default=1, help="cores that ours and the peer are both held to")
-    made.add_argument("--wire", action="store_true", help="turn every message into bytes and back, on both sides")
+    made.add_argument("--cores", type=int, help="cores that ours and the peer are both held to; default all")
+    made.add_argument(
+        "--in-memory",
+        action="store_true",
+        help="hand messages over as they are, on both sides, instead of turning each into bytes and back",
+    )
     made.add_argument("--peer-venv", type=Path, help="virtual environment that holds flwr 1.41.0")
     made.add_argument("--peer-limit-s", type=float, default=600.0, help="longest round of the peer")
     made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -239,8 +246,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     every_core = sorted(os.sched_getaffinity(0))
-    cores = tuple(every_core[-options.cores :])
-    settings = Settings(options.runs, cores, options.wire, options.peer_venv, options.peer_limit_s)
+    cores = tuple(every_core[-(options.cores or len(every_core)) :])
+    settings = Settings(options.runs, cores, not options.in_memory, options.peer_venv, options.peer_limit_s)
     chosen = {name for name in ("masking", "bytes", "memory", "sparse") if getattr(options, name) or options.all}
     output: dict[str, Any] = {"settings": settings.described()}
     if options.all or not chosen:

@@ -60,7 +60,7 @@ def run(consortium: Consortium, floats: int) -> None:
         client.receive_peer_shares(inboxes[site])
         vector = encode(policy, np.full(floats, site / 1024, dtype=np.float32))
         expected += int(vector[0])
-        message = client.masked_input(vector, MemoryReleases())
+        message = client.masked_input(vector, MemoryReleases(), overwrite=True)
         del vector
         server.receive_masked_input(message)
         del message

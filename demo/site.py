@@ -23,7 +23,6 @@ from fedmvp.client.runner import run_client
 from fedmvp.study.config import load_client_config
 from secure_agg.client import ClientSession
 from secure_agg.messages import MaskedInput, PublishedSum
-from secure_agg.release import ReleaseRegister
 from secure_agg.ring import DecodedSum
 
 
@@ -42,10 +41,10 @@ class WrittenSession(ClientSession):
         self._dies = session["context"].round == die_in_round
         self._round = int(session["context"].round)
 
-    def masked_input(self, vector: NDArray[Any], releases: ReleaseRegister) -> MaskedInput:
+    def masked_input(self, vector: NDArray[Any], *arguments: Any, **options: Any) -> MaskedInput:
         """Write the input down, then mask it."""
         np.save(self._folder / f"sent-{self._round:05d}.npy", vector)
-        masked = super().masked_input(vector, releases)
+        masked = super().masked_input(vector, *arguments, **options)
         if self._dies:  # keys and shares are out, the budget is charged, nothing of the vector has left
             os.kill(os.getpid(), signal.SIGKILL)
         return masked

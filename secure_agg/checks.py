@@ -58,8 +58,10 @@ class ClientChecks:
         step = Step.ADVERTISE_KEYS
         self._members(step, [advert.sender for advert in adverts], self._context.cohort, self._graph.key_floor)
         for advert in adverts:
-            if advert.sender == self._site_id and advert != own:
-                raise RemoteProtocolError(None, step, "this site's own keys were changed")
+            if advert.sender == self._site_id:
+                if advert != own:
+                    raise RemoteProtocolError(None, step, "this site's own keys were changed")
+                continue
             statement = advertise_statement(self._context, advert.sender, advert.content)
             self._signed(step, advert.sender, advert.signature, statement)
             if bool(advert.nonce_commitment) != self._graph.sparse:
@@ -115,7 +117,7 @@ class ClientChecks:
         neighbours: Collection[int],
         *,
         shares_hash: bytes,
-        own_digest: bytes,
+        own: InputDigest | None,
     ) -> None:
         """Checks V1 to V4: U3 is within U2, own vector is unchanged, digests are signed for this T2, holders remain."""
         step = Step.CONFIRM_SURVIVORS
@@ -123,12 +125,19 @@ class ClientChecks:
         self._members(step, survivors, sharers, self._floor)
         self._enough_holders(step, neighbours, survivors)
         for item in inputs:
-            if item.sender == self._site_id and item.digest != own_digest:
-                raise RemoteProtocolError(None, step, "this site's own vector was changed")
+            if item.sender == self._site_id:
+                if item != own:
+                    raise RemoteProtocolError(None, step, "this site's own vector was changed")
+                continue
             self._signed(step, item.sender, item.signature, input_statement(shares_hash, item.sender, item.digest))
 
     def confirmations(
-        self, confirmations: Sequence[SurvivorConfirmation], survivors: Collection[int], statement: Statement
+        self,
+        confirmations: Sequence[SurvivorConfirmation],
+        survivors: Collection[int],
+        statement: Statement,
+        *,
+        own: SurvivorConfirmation | None,
     ) -> None:
         """Checks C1 and C2: at least t distinct survivors signed exactly the statement this site signed."""
         step = Step.UNMASK
@@ -139,7 +148,8 @@ class ClientChecks:
             needed = self._context.threshold
             raise RemoteProtocolError(None, step, f"{len(signers)} confirmations where {needed} are needed")
         for item in confirmations:
-            self._signed(step, item.sender, item.signature, statement)
+            if item != own:
+                self._signed(step, item.sender, item.signature, statement)
 
     def result(
         self,

@@ -125,7 +125,8 @@ class ClientSession:
         self._commitment = b""
         self._keys_hash = b""  # T1; G once there is a sparse graph
         self._shares_hash = b""  # T2
-        self._own_digest = b""
+        self._own_input: InputDigest | None = None
+        self._own_confirmation: SurvivorConfirmation | None = None
 
     @property
     def state(self) -> ClientState:
@@ -227,13 +228,15 @@ class ClientSession:
             self._shares_hash = shares_transcript(self._keys_hash, commitments)
             self._secrets.forget_channels()
 
-    def masked_input(self, vector: NDArray[Any], releases: ReleaseRegister) -> MaskedInput:
+    def masked_input(self, vector: NDArray[Any], releases: ReleaseRegister, *, overwrite: bool = False) -> MaskedInput:
         """Mask and sign this site's input. Once per session, and once per round number ever.
 
         Args:
-            vector: ring elements (policy.length,) as :func:`secure_agg.ring.encode` makes them; not modified.
+            vector: ring elements (policy.length,) as :func:`secure_agg.ring.encode` makes them.
             releases: marks the round on disk; asked when everything that may refuse has been done, and before the
                 message is handed out. What it raises ends the attempt, unless it is a LocalProtocolError.
+            overwrite: mask the vector in place, which saves one copy of it: its content is lost whatever happens, and
+                it becomes the message's and read-only. Otherwise it stays as it is.
 
         Returns:
             The message, whose vector is uniform to whoever lacks the seeds.
@@ -244,7 +247,7 @@ class ClientSession:
         """
         with self._moving(ClientEvent.MASKED_INPUT, Step.MASKED_INPUT):
             check_encoded(self._policy, vector)
-            masked = vector.copy()
+            masked = vector if overwrite else vector.copy()
             jobs = self._secrets.mask_jobs(self._neighbours, self._shares_hash)
             self._masker(masked, jobs, cipher=self._policy.mask_cipher)
             masked.flags.writeable = False
@@ -252,7 +255,7 @@ class ClientSession:
             tag, fields = input_statement(self._shares_hash, self._site_id, own_digest)
             message = MaskedInput(self._site_id, masked, own_digest, self._signing_key.sign(tag, *fields))
             releases.mark(self._context.run_id, self._context.round)
-            self._own_digest = own_digest
+            self._own_input = InputDigest(self._site_id, own_digest, message.signature)
             self._secrets.forget_masks()
             return message
 
@@ -271,11 +274,12 @@ class ClientSession:
                 self._sharers,
                 self._neighbours,
                 shares_hash=self._shares_hash,
-                own_digest=self._own_digest,
+                own=self._own_input,
             )
             self._inputs = message.inputs
             tag, fields = survivors_statement(self._shares_hash, self._inputs)
-            return SurvivorConfirmation(self._site_id, self._signing_key.sign(tag, *fields))
+            self._own_confirmation = SurvivorConfirmation(self._site_id, self._signing_key.sign(tag, *fields))
+            return self._own_confirmation
 
     def receive_confirmations(self, message: Confirmations) -> UnmaskShares:
         """Check that enough sites signed the same survivor set, and release one share for each secret held.
@@ -292,7 +296,7 @@ class ClientSession:
         with self._moving(ClientEvent.CONFIRMATIONS, Step.UNMASK):
             survivors = frozenset(self.survivors)
             statement = survivors_statement(self._shares_hash, self._inputs)
-            self._checks.confirmations(message.confirmations, survivors, statement)
+            self._checks.confirmations(message.confirmations, survivors, statement, own=self._own_confirmation)
             self._confirmations = message.confirmations
             owners = sorted({self._site_id, *self._neighbours})
             shares = tuple(self._secrets.release(owner, survivors) for owner in owners)

@@ -1,4 +1,4 @@
-"""Threads for work that releases the interpreter's lock: independent slices of one vector, joined before returning.
+"""Threads for work that releases the interpreter's lock: independent slices of one vector, done before returning.
 
 The sessions know nothing of it. Whether a call is split never changes its result.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
 
-MIN_BYTES_PER_THREAD = 4 * 2**20  # below, starting a thread costs more than it saves
+MIN_BYTES_PER_THREAD = 2**20  # below, waking a thread costs more than it saves
+MAX_THREADS = 64  # started as they are needed
 
 
 def usable_cores() -> int:
@@ -35,13 +37,23 @@ def over_slices(work: Callable[[int, int], None], count: int, threads: int) -> N
     Args:
         work: called once for each slice; the slices do not overlap and cover everything.
         count: number of items.
-        threads: number of slices; with 1, the call is made in this thread.
+        threads: number of slices, the last of which runs in this thread; with 1, the call is made in this thread.
     """
     if threads <= 1 or count <= 1:
         work(0, count)
         return
     step = -(-count // threads)
-    bounds = [(start, min(start + step, count)) for start in range(0, count, step)]
-    with ThreadPoolExecutor(max_workers=len(bounds)) as pool:
-        for done in [pool.submit(work, *bound) for bound in bounds]:
-            done.result()
+    *others, last = [(start, min(start + step, count)) for start in range(0, count, step)]
+    started = [_pool(os.getpid()).submit(work, *bounds) for bounds in others]
+    try:
+        work(*last)
+    finally:
+        wait(started)
+    for done in started:
+        done.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(_process: int) -> ThreadPoolExecutor:
+    """The threads of this process, started when first needed; a forked child starts its own."""
+    return ThreadPoolExecutor(max_workers=MAX_THREADS, thread_name_prefix="secure_agg")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_agg.errors import AggregationAborted, LocalProtocolError
+from secure_agg.parallel import over_slices, threads_for
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.transitions import Step
 
@@ -72,13 +73,18 @@ def encode_with_count(policy: SecureSumPolicy, values: Reals, *, weight: int | N
         )
     encoded = np.empty(policy.length, dtype=policy.dtype)
     signed = _signed(policy, encoded)
-    saturated = 0
-    for start in range(0, policy.dimension, BLOCK_VALUES):
-        block = values[start : start + BLOCK_VALUES]
-        saturated += _encode_block(policy, block, signed[start : start + block.size], weight or 1)
+    saturated: list[int] = []
+
+    def encode_blocks(first: int, stop: int) -> None:
+        for start in range(first * BLOCK_VALUES, min(stop * BLOCK_VALUES, policy.dimension), BLOCK_VALUES):
+            block = values[start : start + BLOCK_VALUES]
+            saturated.append(_encode_block(policy, block, signed[start : start + block.size], weight or 1))
+
+    blocks = -(-policy.dimension // BLOCK_VALUES)
+    over_slices(encode_blocks, blocks, threads_for(values.nbytes, None))
     if weight is not None:
         signed[-1] = weight
-    return encoded, saturated
+    return encoded, sum(saturated)
 
 
 def _encode_block(policy: SecureSumPolicy, block: Reals, out: NDArray[Any], weight: int) -> int:

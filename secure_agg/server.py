@@ -109,7 +109,7 @@ class ServerSession:
         self._gone: dict[int, Abort] = {}
         self._adverts: dict[int, AdvertiseKeys] = {}  # U1
         self._nonces: dict[int, GraphNonce] = {}
-        self._graph: Graph | None = None
+        self._graph = Graph(self._graph_parameters, (), b"")  # of nobody, until the phases before it are closed
         self._shares: dict[int, ShareKeys] = {}  # U2
         self._inputs: dict[int, InputDigest] = {}  # U3
         self._confirmations: dict[int, SurvivorConfirmation] = {}  # U4
@@ -316,8 +316,6 @@ class ServerSession:
 
     def _neighbours(self, site_id: int) -> frozenset[int]:
         """The sites paired with one in the graph, which the phases before this one have drawn."""
-        if self._graph is None:
-            raise LocalProtocolError("the graph is not drawn yet", remedy="close the phase of the nonces first")
         return self._graph.neighbours(site_id)
 
     def _check_sender(self, sender: int, event: ServerEvent, step: Step, arrived: dict[int, Any]) -> None:

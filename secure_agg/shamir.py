@@ -161,12 +161,24 @@ def _draw(randomness: Randomness) -> int:
 @lru_cache(maxsize=512)
 def _lagrange(indices: tuple[int, ...], at: int) -> tuple[int, ...]:
     """Return the weight of each index when interpolating at a point; public values only, so they may be kept."""
-    weights = []
+    before = [1]  # products of (at - index) over the indices before each
+    for index in indices[:-1]:
+        before.append(before[-1] * (at - index) % FIELD)
+    weights, after = [], 1
+    for index, product, inverse in zip(reversed(indices), reversed(before), reversed(_inverses(indices)), strict=True):
+        weights.append(product * after % FIELD * inverse % FIELD)
+        after = after * (at - index) % FIELD
+    return tuple(reversed(weights))
+
+
+@lru_cache(maxsize=512)
+def _inverses(indices: tuple[int, ...]) -> tuple[int, ...]:
+    """Return for each index the inverse of the product of its differences from the others, whatever the point."""
+    inverses = []
     for own in indices:
-        numerator, denominator = 1, 1
+        product = 1
         for other in indices:
             if other != own:
-                numerator = numerator * (at - other) % FIELD
-                denominator = denominator * (own - other) % FIELD
-        weights.append(numerator * pow(denominator, -1, FIELD) % FIELD)
-    return tuple(weights)
+                product = product * (own - other) % FIELD
+        inverses.append(pow(product, -1, FIELD))
+    return tuple(inverses)

@@ -277,7 +277,7 @@ def _exchange(
         site.report("ledger-rolled-back", round=context.round, site=name)
     session.receive_peer_shares(exchanges.share_keys(shares))
     releases = LedgerReleases(site.ledger, site.privacy, site.policy.hash)
-    masked = session.masked_input(vector, releases)
+    masked = session.masked_input(vector, releases, overwrite=True)
     releases.consume()
     site.report("released", round=context.round)
     survivors = exchanges.submit_masked_input(masked)

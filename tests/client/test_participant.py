@@ -29,7 +29,6 @@ from secure_agg.context import RoundContext
 from secure_agg.encoding import vector_digest
 from secure_agg.keys import SigningKey
 from secure_agg.messages import Abort
-from secure_agg.release import ReleaseRegister
 from secure_agg.ring import decode_sum, encode
 from secure_agg.roster import Roster, RosterEntry
 from secure_agg.server import ServerSession
@@ -162,8 +161,8 @@ class Scene:
         scene = self
 
         class NotedSession(ClientSession):
-            def masked_input(self, vector: NDArray[Any], releases: ReleaseRegister) -> Any:
-                masked = super().masked_input(vector, releases)
+            def masked_input(self, vector: NDArray[Any], *arguments: Any, **options: Any) -> Any:
+                masked = super().masked_input(vector, *arguments, **options)
                 scene.notes.append("masked_input")
                 return masked
 

@@ -53,10 +53,14 @@ def test_a_kill_at_every_step_of_a_reservation_leaves_it_charged_or_untouched(tm
 
 
 def test_kills_at_random_instants_leave_nothing_released_uncharged(tmp_path: Path) -> None:
-    instants = [random.Random(seed).uniform(0.01, 0.12) for seed in range(15)]
-    reports = _run(tmp_path, instants)
-    _check(reports)
-    assert len(reports[-1]["sent"]) > 0
+    for stretch in (1, 4, 16):  # on a busy machine a child may die before it came to send anything
+        folder = tmp_path / str(stretch)
+        folder.mkdir()
+        reports = _run(folder, [stretch * random.Random(seed).uniform(0.01, 0.12) for seed in range(15)])
+        _check(reports)
+        if reports[-1]["sent"]:
+            return
+    raise AssertionError("no site ever sent anything")
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from fedmvp.study.workshop import Study, create_study
 from privacy.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 100.0
 
 POLICY = """
 [study]

@@ -24,7 +24,6 @@ from fedmvp.study.config import load_client_config
 from secure_agg.client import ClientSession
 from secure_agg.masks import CipherName, MaskJob
 from secure_agg.messages import Confirmations, MaskedInput, PeerKeys, PeerShares, Survivors
-from secure_agg.release import ReleaseRegister
 from tests.e2e.synthetic import SyntheticSource
 
 
@@ -55,13 +54,13 @@ def session_class(options: argparse.Namespace, source: SyntheticSource | None) -
             super().receive_peer_shares(message)
             stall("reserve")
 
-        def masked_input(self, vector: NDArray[Any], releases: ReleaseRegister) -> MaskedInput:
+        def masked_input(self, vector: NDArray[Any], *arguments: Any, **named: Any) -> MaskedInput:
             if options.log is not None:
                 stem = f"{self._site_id}-{self._context.round}"
                 np.save(options.log / f"{stem}.npy", vector)
                 if source is not None:
                     source.log(options.log / f"{stem}.json")
-            masked = super().masked_input(vector, releases)
+            masked = super().masked_input(vector, *arguments, **named)
             stall("masked_input")
             return masked
 

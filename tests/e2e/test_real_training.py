@@ -34,7 +34,7 @@ def trained(
     make_images(folder / "public", count=4, seed=9)
     made: Federation = federation(
         sites=3,
-        policy=policy_text(rounds=1, private=True, training_seconds=90.0),
+        policy=policy_text(rounds=1, private=True, training_seconds=90.0, join_seconds=90.0),
         epsilon_max=8.0,
         evaluation_images=folder / "public",
     )

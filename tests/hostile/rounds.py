@@ -20,7 +20,7 @@ from tests.simulation import federation as simulation
 from tests.simulation.federation import Federation, Releases, counter_randomness
 
 SPARSE_SITES = 101
-REVOKED_AFTER = 1  # the site whose id follows the cohort's is on the roster and revoked
+MAKE_ROSTER = simulation.make_roster
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Consortium(Federation):
         """Build it as a federation is built, with the longer roster."""
 
         def longer(n: int) -> Any:
-            return MAKE_ROSTER(n + REVOKED_AFTER, revoked=(11 + n,))
+            return MAKE_ROSTER(n + 1, revoked=(11 + n,))
 
         with patch.object(simulation, "make_roster", longer):
             super().__post_init__()
@@ -83,9 +83,6 @@ class Consortium(Federation):
     def sparse(self) -> bool:
         """Whether the attempt has a sparse graph."""
         return self.context.graph == "harary"
-
-
-MAKE_ROSTER = simulation.make_roster
 
 
 def fork(session: Any) -> Any:
@@ -203,7 +200,6 @@ class StagedRound(Round):
     """A round that keeps a copy of all sessions before each stage."""
 
     copies: dict[str, Consortium] = field(default_factory=dict)
-    outgoing: dict[str, Any] = field(default_factory=dict)
 
     def before_stage(self, stage: Stage) -> None:
         """Keep a copy."""

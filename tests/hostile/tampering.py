@@ -100,7 +100,7 @@ def mutants(message: Any, donors: Sequence[tuple[str, Any]], world: World) -> It
 
         changes = list_mutants(target, value, others, world) if isinstance(value, tuple) else ()
         for change in changes:
-            yield Mutant(change.target, change.how, lambda change=change, put=put: put(change.make()))  # type: ignore[misc]
+            yield Mutant(change.target, change.how, lambda change=change, put=put: put(change.make()))
         values = () if isinstance(value, tuple) else variants(value, world)
         for how, new in (*values, *others):
             if form(new) != form(value):
@@ -131,7 +131,7 @@ def list_mutants(target: str, items: tuple[Any, ...], others: Any, world: World)
             yield Mutant(
                 target_within,
                 how,
-                lambda make=make, before=before, after=after: (*before, make(), *after),  # type: ignore[misc]
+                lambda make=make, before=before, after=after: (*before, make(), *after),
             )
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secure_agg import encoding
 from secure_agg.encoding import (
     canonical,
     digest,
@@ -71,6 +72,40 @@ def test_a_vector_hash_depends_on_width_and_value():
         vector_digest(np.ones(4, np.uint32)),
     }
     assert len(hashes) == 3
+
+
+def test_a_field_whose_length_does_not_fit_its_prefix_is_refused(monkeypatch):
+    assert encoding.MAX_FIELD_BYTES == 2**32 - 1
+    monkeypatch.setattr(encoding, "MAX_FIELD_BYTES", 7)
+    canonical("t", bytes(7))
+    for field in (bytes(8), memoryview(np.zeros(2, np.uint32))):
+        with pytest.raises(ValueError, match="4 GiB"):
+            canonical("t", field)
+
+
+def vector_digest_by_the_book(vector):
+    content = vector.astype(vector.dtype.newbyteorder("<")).tobytes()
+    pieces = [hashlib.sha256(content[start : start + 2**20]).digest() for start in range(0, len(content), 2**20)]
+    width = vector.dtype.itemsize
+    return digest("fedmvp/vector/v1", f"<u{width}".encode(), u64(vector.size), b"".join(pieces))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+@pytest.mark.parametrize("size", [0, 1, 2**17, 2**19 + 1, 3 * 2**17 + 7])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_vector_hash_is_the_hash_of_its_mebibytes_however_many_threads_share_it(monkeypatch, dtype, size, threads):
+    monkeypatch.setattr(encoding, "threads_for", lambda *_: threads)
+    vector = np.arange(size, dtype=dtype)
+    assert vector_digest(vector) == vector_digest_by_the_book(vector)
+
+
+def test_a_change_in_any_piece_changes_a_vector_hash():
+    vector = np.zeros(2**19 + 1, np.uint32)
+    hashes = {vector_digest(vector)}
+    for place in (0, 2**18 - 1, 2**18, 2**19):
+        vector[place] += 1
+        hashes.add(vector_digest(vector))
+    assert len(hashes) == 5
 
 
 def test_a_model_hash_depends_on_names_order_shapes_types_and_values():

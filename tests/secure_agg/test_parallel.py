@@ -40,18 +40,25 @@ def test_several_slices_are_worked_on_at_the_same_time():
     over_slices(lambda *_: everybody_here.wait(), 3, 3)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_an_error_in_a_slice_is_raised_when_all_have_ended(threads):
-    ended = []
+@pytest.mark.parametrize("failing", [0, 2, 4])
+def test_an_error_in_a_slice_is_raised_when_all_others_have_ended(failing):
+    one_has_failed, ended = threading.Event(), []
 
-    def work(start, stop):
-        if start == 0:
+    def work(start, _stop):
+        if start == failing:
+            one_has_failed.set()
             raise ZeroDivisionError
-        ended.append(stop)
+        one_has_failed.wait(60)
+        ended.append(start)
 
     with pytest.raises(ZeroDivisionError):
-        over_slices(work, 6, threads)
-    assert sorted(ended) == ([] if threads == 1 else [4, 6])
+        over_slices(work, 6, 3)
+    assert sorted([*ended, failing]) == [0, 2, 4]
+
+
+def test_an_error_in_the_only_slice_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        over_slices(lambda *_: 1 / 0, 6, 1)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,7 @@ def test_an_error_in_a_slice_is_raised_when_all_have_ended(threads):
         (100 * MIN_BYTES_PER_THREAD, 0, 1),
     ],
 )
-def test_work_gets_a_thread_for_every_4_mebibytes_up_to_the_limit(monkeypatch, work_bytes, limit, threads):
+def test_work_gets_a_thread_for_every_so_many_bytes_up_to_the_limit(monkeypatch, work_bytes, limit, threads):
     monkeypatch.setattr(parallel, "usable_cores", lambda: 5)
     assert threads_for(work_bytes, limit) == threads
 

@@ -249,6 +249,15 @@ def test_a_second_process_is_kept_out_until_the_first_lets_go(tmp_path):
     assert second().returncode == 0
 
 
+def test_a_second_register_of_one_process_is_kept_out_too(tmp_path):
+    releases = FileReleases(tmp_path / "releases")
+    with pytest.raises(LocalProtocolError, match="in use") as caught:
+        FileReleases(tmp_path / "releases")
+    assert caught.value.remedy
+    releases.mark(RUN, ROUND)
+    releases.close()
+
+
 class FullDisk:
     """A file on a disk with room for a few bytes."""
 

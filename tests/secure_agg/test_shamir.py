@@ -129,6 +129,21 @@ def test_with_threshold_shares_a_lie_is_found_but_not_repaired():
         recover_verified(shares, 3, secret.__eq__, max_attempts=100)
 
 
+@pytest.mark.parametrize(("given", "threshold"), [(2, 3), (0, 1), (3, 0)])
+def test_no_search_starts_with_too_few_shares(given, threshold):
+    shares = split(bytes(32), 3, (1, 2, 3), os.urandom)
+    few = {index: shares[index] for index in list(shares)[:given]}
+    with pytest.raises(ShareError, match="are needed"):
+        recover_verified(few, threshold, lambda _: True, max_attempts=100)
+
+
+def test_a_set_of_shares_that_gives_no_32_byte_secret_is_passed_over():
+    secret = bytes(range(32))
+    shares = split(secret, 1, (1, 2), os.urandom)
+    shares[1] = (2**256 + 5).to_bytes(33, "big")
+    assert recover_verified(shares, 1, secret.__eq__, max_attempts=100) == (secret, (1,))
+
+
 def test_the_search_for_liars_is_bounded():
     tried = []
     shares = split(bytes(32), 3, range(1, 12), os.urandom)

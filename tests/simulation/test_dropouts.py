@@ -214,7 +214,7 @@ def test_two_survivor_sets_make_every_site_refuse():
 
 
 def test_without_the_check_of_the_signatures_two_survivor_sets_give_both_kinds_away(monkeypatch):
-    monkeypatch.setattr(ClientChecks, "confirmations", lambda *_arguments: None)
+    monkeypatch.setattr(ClientChecks, "confirmations", lambda *_arguments, **_options: None)
     federation = Federation(4)
     assert show_two_survivor_sets(federation) == {}
     with pytest.raises(AssertionError, match="both kinds of an owner"):

@@ -118,7 +118,8 @@ def ragged_13() -> BaseRound:
 @lru_cache(maxsize=1)
 def sparse_101() -> BaseRound:
     """Sites 11 to 111 on a sparse graph; 40 is silent after its keys, 28 after its shares, 77 at the end."""
-    return BaseRound(Federation(101, seeded=True), {40: Phase.NONCE, 28: Phase.INPUT, 77: Phase.UNMASK})
+    federation = Federation(101, seeded=True, policy_changes={"dropout_permille": 100})
+    return BaseRound(federation, {40: Phase.NONCE, 28: Phase.INPUT, 77: Phase.UNMASK})
 
 
 BASES = {"complete-4": complete_4, "weighted-4": weighted_4, "ragged-13": ragged_13, "sparse-101": sparse_101}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import secure_agg.checks as site_checks
+import secure_agg.keys as both_sides
 import secure_agg.server as server_side
 from benchmarks.rounds import Consortium, MemoryReleases, assert_exact, normal_update
 from secure_agg.client import ClientSession
@@ -27,7 +28,7 @@ from secure_agg.server import ServerSession
 DROPOUT_PERMILLE = 50
 COLLUDER_PERMILLE = 50
 SAY_EVERY_S = 10.0
-VERIFY = "verify"  # what both sides call for a signature check, replaced here by one that is counted
+VERIFY = "verify"  # the signature check, replaced here by one that is counted
 DROP_ORDER = ("input", "shares", "confirm", "unmask", "keys", "nonce")  # the phase a dropping site no longer answers
 
 
@@ -37,6 +38,7 @@ class Meter:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.checks = 0
+        self._lock = threading.Lock()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -53,8 +55,9 @@ class Meter:
             try:
                 verify(*arguments)
             finally:
-                self.seconds["checks"] += time.thread_time() - start
-                self.checks += 1
+                with self._lock:
+                    self.seconds["checks"] += time.thread_time() - start
+                    self.checks += 1
 
         return counted
 
@@ -128,7 +131,7 @@ def work(connection: Connection, core: int, clients: int, floats: int, sites: li
     """Be the sites of one core: answer every phase for those of them that still do."""
     os.sched_setaffinity(0, {core})
     meter = Meter()
-    setattr(site_checks, VERIFY, meter.checking(getattr(site_checks, VERIFY)))
+    setattr(both_sides, VERIFY, meter.checking(getattr(both_sides, VERIFY)))
     consortium = enrol(clients, floats)
     crowd = {site: Site(consortium, site, meter) for site in sites}
     while True:
@@ -201,16 +204,18 @@ def crowd_row(clients: int, floats: int, cores: list[int], say: Callable[[str], 
     consortium = enrol(clients, floats)
     context, meter = consortium.context, Meter()
     say(f"{clients} clients on the {context.graph} graph of degree {context.degree}: about {3 * clients**2:,} checks")
-    begin, plain_verify = time.monotonic(), getattr(server_side, VERIFY)
+    begin, plain_verify = time.monotonic(), getattr(both_sides, VERIFY)
     progress = Progress(clients * (3.0 * clients + 4 * context.degree + 2), say)
-    setattr(server_side, VERIFY, meter.checking(plain_verify))
     try:
         server = consortium.server()
         with Crowd(clients, floats, cores, progress) as crowd:
+            for module in (both_sides, server_side):
+                setattr(module, VERIFY, meter.checking(plain_verify))
             published = run(crowd, server, meter, clients, context.degree, sparse=context.graph == "harary")
             seconds, checks = crowd.costs()
     finally:
-        setattr(server_side, VERIFY, plain_verify)
+        for module in (both_sides, server_side):
+            setattr(module, VERIFY, plain_verify)
     wall = time.monotonic() - begin
     assert_exact(consortium, published, lambda site: normal_update(site, floats))
     one = {name: 1000 * seconds[name] / clients for name in ("keys and shares", "masks", "checks", "other")}

@@ -6,12 +6,12 @@ RemoteProtocolError. Their numbers are those of docs/secure-aggregation.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from secure_agg.context import RoundContext
-from secure_agg.errors import AggregationAborted, RemoteProtocolError, SignatureError
+from secure_agg.errors import AggregationAborted, RemoteProtocolError
 from secure_agg.graph import MAX_WITHHELD_NONCES
-from secure_agg.keys import verify
+from secure_agg.keys import first_unsigned
 from secure_agg.messages import (
     AdvertiseKeys,
     GraphNonce,
@@ -33,6 +33,8 @@ from secure_agg.transcript import (
     share_statement,
 )
 from secure_agg.transitions import Step
+
+Signed = AdvertiseKeys | PeerShare | InputDigest | SurvivorConfirmation
 
 
 class ClientChecks:
@@ -57,13 +59,14 @@ class ClientChecks:
         """Checks K1 to K4 and K6: U1 is within the cohort, own keys are unchanged, all are distinct and signed."""
         step = Step.ADVERTISE_KEYS
         self._members(step, [advert.sender for advert in adverts], self._context.cohort, self._graph.key_floor)
-        for advert in adverts:
-            if advert.sender == self._site_id:
-                if advert != own:
-                    raise RemoteProtocolError(None, step, "this site's own keys were changed")
-                continue
-            statement = advertise_statement(self._context, advert.sender, advert.content)
-            self._signed(step, advert.sender, advert.signature, statement)
+        others = [advert for advert in adverts if advert.sender != self._site_id]
+        if own not in adverts:
+            raise RemoteProtocolError(None, step, "this site's own keys were changed")
+        self._signed(
+            step,
+            ((advert, advertise_statement(self._context, advert.sender, advert.content)) for advert in others),
+        )
+        for advert in others:
             if bool(advert.nonce_commitment) != self._graph.sparse:
                 raise RemoteProtocolError(advert.sender, step, "a nonce commitment is not what the graph asks for")
         public = [key for advert in adverts for key in (advert.encryption_key, advert.mask_key)]
@@ -102,13 +105,18 @@ class ClientChecks:
             raise RemoteProtocolError(None, step, "the shares are not one from each neighbour that shared its keys")
         return commitments
 
-    def peer_share(self, share: PeerShare, commitment: bytes, keys_hash: bytes) -> None:
-        """Checks S3 and S4: a sealed share comes with the listed commitment and is signed for this site and this T1."""
+    def peer_shares(self, shares: Sequence[PeerShare], commitments: Mapping[int, bytes], keys_hash: bytes) -> None:
+        """Checks S3 and S4: every sealed pair comes with the listed commitment and is signed for this site and T1."""
         step = Step.SHARE_KEYS
-        if share.commitment != commitment:
+        if any(share.commitment != commitments[share.sender] for share in shares):
             raise RemoteProtocolError(None, step, "a site's commitment is not the one in the list")
-        statement = share_statement(keys_hash, share.sender, self._site_id, commitment, share.ciphertext)
-        self._signed(step, share.sender, share.signature, statement)
+        self._signed(
+            step,
+            (
+                (share, share_statement(keys_hash, share.sender, self._site_id, share.commitment, share.ciphertext))
+                for share in shares
+            ),
+        )
 
     def survivors(
         self,
@@ -124,12 +132,10 @@ class ClientChecks:
         survivors = [item.sender for item in inputs]
         self._members(step, survivors, sharers, self._floor)
         self._enough_holders(step, neighbours, survivors)
-        for item in inputs:
-            if item.sender == self._site_id:
-                if item != own:
-                    raise RemoteProtocolError(None, step, "this site's own vector was changed")
-                continue
-            self._signed(step, item.sender, item.signature, input_statement(shares_hash, item.sender, item.digest))
+        if own not in inputs:
+            raise RemoteProtocolError(None, step, "this site's own vector was changed")
+        others = (item for item in inputs if item != own)
+        self._signed(step, ((item, input_statement(shares_hash, item.sender, item.digest)) for item in others))
 
     def confirmations(
         self,
@@ -147,9 +153,7 @@ class ClientChecks:
         if len(signers) < self._context.threshold:
             needed = self._context.threshold
             raise RemoteProtocolError(None, step, f"{len(signers)} confirmations where {needed} are needed")
-        for item in confirmations:
-            if item != own:
-                self._signed(step, item.sender, item.signature, statement)
+        self._signed(step, ((item, statement) for item in confirmations if item != own))
 
     def result(
         self,
@@ -204,15 +208,15 @@ class ClientChecks:
         if not set(senders) <= set(allowed):
             raise RemoteProtocolError(None, step, "a site is listed that was not in the phase before")
 
-    def _signed(self, step: Step, signer: int, signature: bytes, statement: Statement) -> None:
-        """Check a peer's signature over a statement of this attempt.
+    def _signed(self, step: Step, claims: Iterable[tuple[Signed, Statement]]) -> None:
+        """Check peers' signatures over statements of this attempt.
 
         The server is blamed: the signer may have been shown another round, or its message changed on the way.
         """
-        tag, fields = statement
-        try:
-            verify(self._roster.entry(signer).verify_key, signature, tag, *fields)
-        except SignatureError:
-            raise RemoteProtocolError(
-                None, step, f"site {signer}'s signature is not over what this site sees"
-            ) from None
+        items = list(claims)
+        unsigned = first_unsigned(
+            [(self._roster.entry(item.sender).verify_key, item.signature, *statement) for item, statement in items]
+        )
+        if unsigned is not None:
+            signer = items[unsigned][0].sender
+            raise RemoteProtocolError(None, step, f"site {signer}'s signature is not over what this site sees")

@@ -220,8 +220,8 @@ class ClientSession:
         """
         with self._moving(ClientEvent.PEER_SHARES, Step.SHARE_KEYS):
             commitments = self._checks.commitments(message, self._vertices, self._neighbours, self._commitment)
+            self._checks.peer_shares(message.shares, commitments, self._keys_hash)
             for share in message.shares:
-                self._checks.peer_share(share, commitments[share.sender], self._keys_hash)
                 self._secrets.open(share.sender, share.ciphertext, self._keys_hash)
             self._sharers = tuple(sorted(commitments))
             self._neighbours &= set(self._sharers)

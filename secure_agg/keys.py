@@ -6,7 +6,7 @@ Nothing here knows the protocol. The ``repr`` of a key never shows it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -16,13 +16,18 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_agg.encoding import canonical
 from secure_agg.errors import KeyAgreementError, SignatureError
+from secure_agg.parallel import over_slices, usable_cores
 
 PRIVATE_KEY_BYTES = 32
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 SEED_BYTES = 32  # a full AES-256 key: a mask seed is never folded to fewer bits
+MIN_SIGNATURES_PER_THREAD = 4  # fewer are checked sooner than a thread is woken
 
 Randomness = Callable[[int], bytes]
+
+SignedClaim = tuple[bytes, bytes, str, tuple[bytes, ...]]
+"""Verify key, signature, and the tag and fields of the statement."""
 
 
 class SigningKey:
@@ -70,6 +75,29 @@ def verify(verify_key: bytes, signature: bytes, tag: str, *fields: bytes) -> Non
         Ed25519PublicKey.from_public_bytes(verify_key).verify(signature, canonical(tag, *fields))
     except (InvalidSignature, ValueError):
         raise SignatureError(f"the signature over {tag} does not verify") from None
+
+
+def first_unsigned(claims: Sequence[SignedClaim]) -> int | None:
+    """Check many signatures, over all cores.
+
+    Args:
+        claims: verify key, signature, tag and fields of each statement.
+
+    Returns:
+        The position of the first signature that does not verify, or None if all do.
+    """
+    verifies = [True] * len(claims)
+
+    def check(start: int, stop: int) -> None:
+        for position in range(start, stop):
+            verify_key, signature, tag, fields = claims[position]
+            try:
+                verify(verify_key, signature, tag, *fields)
+            except SignatureError:
+                verifies[position] = False
+
+    over_slices(check, len(claims), min(usable_cores(), len(claims) // MIN_SIGNATURES_PER_THREAD))
+    return None if all(verifies) else verifies.index(False)
 
 
 class AgreementKey:

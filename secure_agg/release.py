@@ -41,6 +41,7 @@ class FileReleases:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last: dict[str, int] = {}
+        self._broken = False
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._lock()
@@ -64,11 +65,16 @@ class FileReleases:
         line = f"{round_number} {run_id}"
         if _LINE.fullmatch(line) is None:
             raise LocalProtocolError("a run's name is printable ASCII without spaces", remedy="rename the run")
-        # Remembered first: should the disk fail halfway, this process will not use the round again either.
+        if self._broken:
+            raise LocalProtocolError(
+                f"an earlier mark did not reach {self._path}", remedy="mend the disk and start the client again"
+            )
+        self._broken = True  # until the mark is known to be on disk: what a failed write left there is not
         self._last[run_id] = round_number
         with os.fdopen(os.dup(self._file), "ab") as file:
             file.write(line.encode("ascii") + b"\n")
         os.fsync(self._file)
+        self._broken = False
 
     def close(self) -> None:
         """Close the file and let another process have it."""

@@ -19,7 +19,7 @@ from secure_agg.parallel import over_slices, threads_for
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.transitions import Step
 
-BLOCK_VALUES = 32 * 1024  # values encoded at a time, so that every step finds them in the cache
+BLOCK_VALUES = 128 * 1024  # values encoded at a time: still in the cache, and enough for a thread to be worth waking
 
 Reals = NDArray[np.floating[Any]]
 

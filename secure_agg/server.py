@@ -24,7 +24,7 @@ from secure_agg.errors import (
     SignatureError,
 )
 from secure_agg.graph import MAX_WITHHELD_NONCES, Graph
-from secure_agg.keys import AgreementKey, verify
+from secure_agg.keys import AgreementKey, first_unsigned, verify
 from secure_agg.masks import Masker, MaskJob, add_masks
 from secure_agg.messages import (
     Abort,
@@ -202,11 +202,17 @@ class ServerSession:
         recipients = sorted(share.recipient for share in message.shares)
         if recipients != sorted(self._neighbours(message.sender)):
             raise RemoteProtocolError(message.sender, Step.SHARE_KEYS, "the shares are not one for each neighbour")
-        for share in message.shares:
-            statement = share_statement(
-                self._keys_hash, message.sender, share.recipient, message.commitment, share.ciphertext
-            )
-            self._verify(message.sender, share.signature, statement, Step.SHARE_KEYS)
+        verify_key = self._roster.entry(message.sender).verify_key
+        statements = (
+            share_statement(self._keys_hash, message.sender, share.recipient, message.commitment, share.ciphertext)
+            for share in message.shares
+        )
+        claims = [
+            (verify_key, share.signature, *statement)
+            for share, statement in zip(message.shares, statements, strict=True)
+        ]
+        if first_unsigned(claims) is not None:
+            raise _unsigned(message.sender, Step.SHARE_KEYS)
         self._shares[message.sender] = message
 
     def close_share_keys(self) -> dict[int, PeerShares]:
@@ -335,7 +341,7 @@ class ServerSession:
         try:
             verify(self._roster.entry(signer).verify_key, signature, tag, *fields)
         except SignatureError:
-            raise RemoteProtocolError(signer, step, "the signature does not verify for this attempt") from None
+            raise _unsigned(signer, step) from None
 
     @staticmethod
     def _refuse_low_order(message: AdvertiseKeys) -> None:
@@ -385,3 +391,8 @@ class ServerSession:
                 secret = mask_key.exchange(self._adverts[survivor].mask_key)
                 # The survivor added this mask if the dropped site's id is below its own, and subtracted it otherwise.
                 yield pair_mask_seed(secret, self._shares_hash, dropped, survivor), dropped < survivor
+
+
+def _unsigned(signer: int, step: Step) -> RemoteProtocolError:
+    """Blame a site for a signature that is not over what this attempt is about."""
+    return RemoteProtocolError(signer, step, "the signature does not verify for this attempt")

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from secure_agg import checks, reconstruction, server
+from secure_agg import checks, keys, reconstruction, server
 from secure_agg.context import RoundContext
 from secure_agg.errors import LocalProtocolError, RemoteProtocolError
 from secure_agg.messages import Message
@@ -188,7 +188,7 @@ def test_the_attack_is_the_same_every_time():
 
 
 def test_without_signatures_the_attack_gets_wrong_messages_accepted():
-    with patch.object(checks, "verify", lambda *_: None), patch.object(server, "verify", lambda *_: None):
+    with patch.object(keys, "verify", lambda *_: None), patch.object(server, "verify", lambda *_: None):
         accepted = {target for target, verdict in found(attack_once()) if verdict is Verdict.ACCEPTED}
     wanted = {"AdvertiseKeys.mask_key", "AdvertiseKeys.ledger_head", "InputDigest.digest", "Abort.code"}
     assert wanted | {"SurvivorConfirmation.signature", "RoundContext.attempt"} <= accepted
@@ -210,7 +210,11 @@ def test_a_foreign_exception_is_noticed():
     class AnotherError(Exception):
         """Not what a failed signature raises."""
 
-    with patch.object(server, "SignatureError", AnotherError), patch.object(checks, "SignatureError", AnotherError):
+    def raising(claims):
+        if keys.first_unsigned(claims) is not None:
+            raise AnotherError
+
+    with patch.object(server, "SignatureError", AnotherError), patch.object(checks, "first_unsigned", raising):
         noticed = found(attack_once())
     assert {("MaskedInput.signature", Verdict.FOREIGN), ("InputDigest.digest", Verdict.FOREIGN)} <= noticed
 

@@ -301,22 +301,24 @@ def test_a_disk_that_does_not_take_the_mark_ends_the_attempt_without_a_message(t
 
 
 @pytest.mark.parametrize("room", range(10))
-def test_a_mark_behind_half_a_line_never_frees_a_round(tmp_path, monkeypatch, room):
+def test_after_half_a_line_nothing_is_marked_until_the_file_is_opened_again(tmp_path, monkeypatch, room):
     releases = FileReleases(tmp_path / "releases")
+    releases.mark(RUN, ROUND - 1)
     with monkeypatch.context() as patched:
         patched.setattr(release.os, "fdopen", lambda fd, _mode: FullDisk(fd, room))
         with pytest.raises(OSError, match="No space"):
             releases.mark(RUN, ROUND)
-    releases.mark(RUN, ROUND + 1)
+    with pytest.raises(LocalProtocolError, match="did not reach") as caught:
+        releases.mark(RUN, ROUND + 1)
+    assert caught.value.remedy
     releases.close()
-    try:
-        after = FileReleases(tmp_path / "releases")
-    except LocalProtocolError as refused:
-        if "not a release mark" not in str(refused):
-            raise
-    else:
-        assert after.last_round(RUN) > ROUND
-        after.close()
+    after = FileReleases(tmp_path / "releases")
+    assert after.last_round(RUN) == ROUND - 1  # the half line never permitted anything
+    after.mark(RUN, ROUND + 1)
+    after.close()
+    again = FileReleases(tmp_path / "releases")
+    assert again.last_round(RUN) == ROUND + 1
+    again.close()
 
 
 def test_a_refused_release_leaves_the_session_ready_and_no_message_was_handed_out(tmp_path):

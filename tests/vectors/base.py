@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from secure_agg import checks
+from secure_agg import keys
 from secure_agg.server import ServerSession
 from tests.simulation.federation import Federation, Phase
 from tests.simulation.naive import NaiveRound, borrowed_x25519, x25519
@@ -46,7 +46,7 @@ class BaseRound:
         runs = {"keys": federation.keys, "nonce": federation.nonces, "shares": federation.shares}
         runs |= {"input": federation.masked, "confirmation": federation.confirm, "unmask": federation.unmask}
         # Every site checks the same signatures of everybody: they are remembered, or a hundred sites would take long.
-        with patch.object(checks, "verify", lru_cache(maxsize=None)(checks.verify)):
+        with patch.object(keys, "verify", lru_cache(maxsize=None)(keys.verify)):
             for phase, run in runs.items():
                 if phase != "nonce" or federation.context.graph == "harary":
                     self.servers[phase] = deepcopy(federation.server)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from privacy import BudgetExceeded, Ledger, LedgerError, Mode, NotDecomposable, PrivacyParameters, PrivacyRefused
 from privacy.dpsgd import DpSgdEngine
+from privacy.mechanism import PerformanceParameters
 from privacy.noise import gaussian
-from privacy.optimizer import NoisyOptimizer
+from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import Batch
 from tests.privacy.checks import check_gaussian
 from tests.privacy.conftest import POLICY
@@ -95,9 +96,9 @@ def test_the_engine_passes_the_check_of_its_mechanism(ledger: Ledger, sharp: Pri
 
 
 class NoClip(NoisyOptimizer):
-    def accumulate(self, batch_size: int) -> None:
+    def accumulate(self, batch_size: int, units: Units | None = None) -> None:
         self.max_grad_norm, bound = 1e12, self.max_grad_norm
-        super().accumulate(batch_size)
+        super().accumulate(batch_size, units)
         self.max_grad_norm = bound
 
 

@@ -24,7 +24,7 @@ def test_parameters_cannot_be_changed(params: PrivacyParameters) -> None:
     ("field", "value", "message"),
     [
         ("mode", "off", "off"),
-        ("unit", "patient", "not implemented yet"),
+        ("unit", "site", "does not go with mode record-local"),
         ("unit", "silo", "unknown"),
         ("neighboring_relation", "replace-one", "replace-one"),
         ("sample_rate", 0.0, "sample_rate"),

@@ -150,6 +150,13 @@ class DpSgdEngine:
             optimizer.zero_grad(set_to_none=True)
         return noisy_sum(clipped_sum, self._params, honest_survivors)
 
+    def start_over(self) -> None:
+        """Forget the gradient drawn since the last charge: it was not released and never will be.
+
+        For a round that is tried again. Where steps move the parameters, starting from the published ones does as much.
+        """
+        self._left_behind = []
+
     def _prepare(self, data: Sequence[Tensor], steps: int, patients: Sequence[int] | None) -> _Batches:
         """Refuse what must be refused before any record is used, and count the steps."""
         tensors = _check_data(data)

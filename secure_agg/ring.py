@@ -151,10 +151,10 @@ def encode_integers(policy: SecureSumPolicy, integers: NDArray[np.int64]) -> NDA
             unlikely as the policy's room for noise makes it; nothing is cut, because that would change the noise.
     """
     _check_weight(policy, None)
-    if integers.dtype != np.int64 or integers.shape != (policy.dimension,):
+    if not isinstance(integers, np.ndarray) or integers.dtype != np.int64 or integers.shape != (policy.dimension,):
+        shown = f"{integers.dtype}{integers.shape}" if isinstance(integers, np.ndarray) else type(integers).__name__
         raise LocalProtocolError(
-            f"the integers to encode are {integers.dtype}{integers.shape} where the policy says "
-            f"int64({policy.dimension},)",
+            f"the integers to encode are {shown} where the policy says int64({policy.dimension},)",
             remedy="hand in what privacy.distributed makes for the same policy",
         )
     if _magnitude(integers) > policy.max_magnitude:

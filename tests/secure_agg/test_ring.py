@@ -1,5 +1,6 @@
 """The ring: a sum of encoded values is the sum of their integers times their weights, or it is refused."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from secure_agg import ring
 from secure_agg.errors import AggregationAborted, LocalProtocolError
 from secure_agg.policy import SecureSumPolicy
-from secure_agg.ring import check_encoded, check_sum, decode_sum, encode, encode_with_count
+from secure_agg.ring import check_encoded, check_sum, decode_sum, encode, encode_integers, encode_with_count
 
 RINGS = [16, 32, 64]
 DTYPES = {16: np.uint16, 32: np.uint32, 64: np.uint64}
@@ -297,3 +298,46 @@ def test_a_weighted_sum_is_held_to_the_weights_in_it():
 def test_a_sum_of_an_impossible_number_of_inputs_is_refused(n):
     with pytest.raises(AggregationAborted):
         decode_sum(policy_of(32, 10), np.zeros(4, np.uint32), n)
+
+
+@given(policies, st.data())
+def test_integers_on_the_grid_are_encoded_as_they_are_and_their_sum_is_exact(policy, data):
+    policy = replace(policy, max_weight=None)
+    reach = policy.max_magnitude
+    value = st.one_of(st.sampled_from([-reach, reach, 0, 1, -1]), st.integers(-reach, reach))
+    rows = [[data.draw(value) for _ in range(4)] for _ in range(3)]
+    total = np.zeros(4, dtype=policy.dtype)
+    for row in rows:
+        encoded = encode_integers(policy, np.array(row, dtype=np.int64))
+        check_encoded(policy, encoded)
+        assert signed(encoded) == row
+        total += encoded
+    check_sum(policy, total, 3)
+    assert signed(total) == [sum(column) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("ring_bits", RINGS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_integer_beyond_the_largest_magnitude_is_refused_and_not_cut(ring_bits, sign):
+    policy = policy_of(ring_bits, 10)
+    reach = sign * policy.max_magnitude
+    encode_integers(policy, np.full(4, reach))
+    over = np.array([0, reach + sign, 0, 0])
+    refused("max_magnitude", encode_integers, policy, over, hidden=(str(reach + sign),))
+
+
+def test_the_most_negative_integer_is_refused_like_any_other_beyond_the_range():
+    refused("max_magnitude", encode_integers, policy_of(64, 10), np.full(4, -(2**63)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros(4), np.zeros(4, dtype=np.int32), np.zeros(4, dtype=np.uint64), np.zeros(3, dtype=np.int64), [0, 0, 0, 0]],
+    ids=["float", "narrow", "unsigned", "short", "list"],
+)
+def test_integers_of_another_type_or_shape_are_refused(wrong):
+    refused("integers to encode", encode_integers, policy_of(32, 10), wrong)
+
+
+def test_integers_have_no_weight():
+    refused("weight", encode_integers, policy_of(32, 10, max_weight=3), np.zeros(4, dtype=np.int64))

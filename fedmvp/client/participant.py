@@ -254,7 +254,12 @@ def _train(site: Site, invitation: Invitation) -> NDArray[Any]:
     except LocalProtocolError as error:
         raise UserError(
             f"the update of round {context.round} cannot be sent: {error.args[0]}",
-            remedy="nothing was charged or sent; check the images and lower [training] learning_rate in the next study",
+            remedy="nothing was charged or sent; "
+            + (
+                "start this site again: noise beyond its room is drawn once in a million million vectors"
+                if site.policy.is_distributed
+                else "check the images and lower [training] learning_rate in the next study"
+            ),
             exit_code=ExitCode.CONFIG,
         ) from error
     if saturated:

@@ -20,6 +20,7 @@ from fedmvp.model.parameters import Vector, get_vector, set_vector
 from fedmvp.model.prompted import PromptedModel
 from privacy.distributed import noisy_update
 from privacy.dpsgd import DpSgdEngine, LossPerSample
+from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters
 
@@ -51,7 +52,6 @@ class LocalTrainer:
         training: step size, momentum, memory.
         privacy: mode, noise, sampling, denominators and steps of a round.
         ledger: the open ledger of exactly these records.
-
         patients: whom each record is of, where the unit is a patient.
 
     Raises:
@@ -136,12 +136,13 @@ class LocalTrainer:
 
         Raises:
             BudgetExceeded: the round could not be released; nothing was trained.
+            PrivacyRefused: the mode is a distributed one, whose updates leave with their noise only.
             UserError: the training diverged.
             ValueError: parameters of the wrong length, or not finite.
         """
-        set_vector(self._module, parameters)
-        self._engine.run(self._data, self._privacy.steps_per_round, patients=self._patients)
-        update = get_vector(self._module).astype(np.float64) - parameters.astype(np.float64)
+        if self._privacy.mode.is_distributed:
+            raise PrivacyRefused(f"an update of mode {self._privacy.mode.value} leaves on the grid: call train_on_grid")
+        update = self._train(parameters)
         if not np.isfinite(update).all():
             raise UserError(
                 "local training diverged: the update holds numbers that are not finite",
@@ -161,14 +162,23 @@ class LocalTrainer:
 
         Raises:
             BudgetExceeded: the round could not be released; nothing was trained.
-            PrivacyRefused: the mode is not a distributed one.
-            UserError: the training diverged.
+            PrivacyRefused: the mode is not a distributed one, or the cohort is larger than the one charged for.
+            ValueError: as in :meth:`train_round`.
         """
         if self._privacy.mode is Mode.SILO_DISTRIBUTED:
-            return noisy_update(self.train_round(parameters), self._privacy, honest_survivors)
+            # Training that diverges counts as an update of zero: to refuse would tell of the records without a charge.
+            return noisy_update(self._train(parameters), self._privacy, honest_survivors)
         set_vector(self._module, parameters)
+        self._engine.start_over()  # a second attempt at a round: what the first one drew was not sent
         # A step goes against the gradient; its length, learning_rate / expected_batch_size, is in the grid.
         return -self._engine.noisy_gradient(self._data, honest_survivors, patients=self._patients)
+
+    def _train(self, parameters: Vector) -> Update:
+        """What a round's steps change (dimension,), as they leave it."""
+        set_vector(self._module, parameters)
+        self._engine.run(self._data, self._privacy.steps_per_round, patients=self._patients)
+        with np.errstate(invalid="ignore"):  # infinity less infinity: the caller decides about it
+            return get_vector(self._module).astype(np.float64) - parameters.astype(np.float64)
 
 
 def _numbered(patients: Sequence[Hashable]) -> list[int]:

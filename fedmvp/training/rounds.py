@@ -49,12 +49,16 @@ def run_rounds(
         optimizer: step rule on the sum.
         privacy: what each round is charged for; the same value the trainers have.
         run_id: name under which the ledgers are charged.
-        secure_sum: the ring's limits; in the distributed modes only, whose noise is drawn on its grid.
+        secure_sum: the ring's limits; in the distributed modes, whose noise is drawn on its grid, and in them alone.
         after_round: called after each round.
 
     Raises:
         BudgetExceeded: a site's ledger refuses the next round.
+        PolicyError: the number of sites is none that the secure sum allows.
+        ValueError: a ring without a distributed mode, or the reverse.
     """
+    if privacy.mode.is_distributed != (secure_sum is not None):
+        raise ValueError("a distributed mode needs the ring of its secure sum, and no other mode has one")
     for round_number in range(1, rounds + 1):
         total = np.zeros(state.dimension, dtype=np.float64)
         for site in sites:

@@ -348,7 +348,7 @@ def test_a_charge_that_is_refused_sends_nothing(scene: Scene) -> None:
 
 
 def test_a_round_is_marked_once_and_its_permission_is_used_once(scene: Scene) -> None:
-    releases = LedgerReleases(scene.ledger, POLICY)
+    releases = LedgerReleases(scene.ledger, POLICY.privacy_parameters(DIMENSION), POLICY.hash)
     with pytest.raises(RuntimeError, match="nothing was charged"):
         releases.consume()
     releases.mark(CONTEXT.run_id, 1)

@@ -76,7 +76,7 @@ def test_a_restarted_site_cannot_release_a_charged_round_again(killed: Federatio
     charged = charged_rounds(killed, "site-4")[0]
 
     with Ledger.open(killed.site_folder("site-4") / "ledger.sqlite") as ledger, pytest.raises(AlreadyReleased):
-        ledger.reserve(policy.study.run_id, charged, policy.privacy_parameters(), policy.hash)
+        ledger.reserve(policy.study.run_id, charged, policy.privacy_parameters(killed.dimension), policy.hash)
 
 
 def test_every_round_is_reported_with_the_receipts_of_its_survivors(killed: Federation) -> None:

@@ -96,8 +96,9 @@ def test_text_that_is_not_utf8_is_named_by_its_line():
         ("sample_rate = 0.1", "sample_rate = true", "valid number"),
         ("epsilon_max = 8.0", "epsilon_max = inf", "finite epsilon_max"),
         ('mode = "record-local" ', 'mode = "UNSAFE-no-dp" ', "write epsilon_max = inf"),
-        ('mode = "record-local" ', 'mode = "none" ', "'record-local' or 'UNSAFE-no-dp'"),
-        ('unit = "record"', 'unit = "patient"', "'record'"),
+        ('mode = "record-local" ', 'mode = "none" ', "'silo-distributed' or 'UNSAFE-no-dp'"),
+        ('unit = "record"', 'unit = "image"', "'record', 'patient' or 'site'"),
+        ('unit = "record"', 'unit = "site"', "a site is the unit of silo-distributed"),
         ("rounds = 20", "rounds = 0", "greater than or equal to 1"),
         ("rounds = 20", "rounds = 20.5", "valid integer"),
         ("min_cohort = 3", "min_cohort = 2", "greater than or equal to 3"),
@@ -125,7 +126,12 @@ def test_a_value_out_of_range_is_refused_and_named(old, new, message):
 def test_a_policy_without_privacy_must_say_so_twice():
     text = changed('mode = "record-local" ', 'mode = "UNSAFE-no-dp" ').replace("epsilon_max = 8.0", "epsilon_max = inf")
     policy = parse_policy(text.encode())
-    assert policy.privacy_parameters().mode == "UNSAFE-no-dp"
+    assert policy.privacy_parameters(1).mode == "UNSAFE-no-dp"
+
+
+def test_a_policy_may_protect_whole_patients():
+    parameters = parse_policy(changed('unit = "record"', 'unit = "patient"').encode()).privacy_parameters(1)
+    assert (parameters.unit, parameters.noise_shares) == ("patient", None)
 
 
 def test_every_mistake_of_a_document_is_named_at_once():
@@ -144,7 +150,7 @@ def test_a_changed_comment_changes_the_hash():
 
 def test_the_policy_gives_the_secure_sum_and_the_privacy_their_numbers():
     policy = parse_policy(TEMPLATE.encode())
-    sums, parameters = policy.secure_sum(1000), policy.privacy_parameters()
+    sums, parameters = policy.secure_sum(1000), policy.privacy_parameters(1000)
     assert (sums.dimension, sums.threshold(4)) == (1000, 3)
     assert (sums.length, sums.max_weight) == (1000, None)
     assert (sums.dropout_permille, sums.mask_cipher) == (50, "aes-256-ctr")

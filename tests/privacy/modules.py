@@ -1,9 +1,12 @@
 """Small modules of the kinds that are trained privately, and plain per-sample gradients to compare with."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from privacy.dpsgd import DpSgdEngine
+from privacy.optimizer import NoisyOptimizer
 from privacy.per_sample import Batch, LossPerSample
 
 WIDTH = 6
@@ -130,3 +133,15 @@ def gradients_one_by_one(module: nn.Module, loss: LossPerSample, batch: Batch) -
         single = loss(module, tuple(tensor[record : record + 1] for tensor in batch))
         rows.append(torch.cat([gradient.flatten() for gradient in torch.autograd.grad(single.sum(), trained)]))
     return torch.stack(rows) if rows else torch.zeros(0, sum(p.numel() for p in trained))
+
+
+def silent(size: int, deviation: float) -> np.ndarray:
+    """No noise, to see the rest."""
+    return np.zeros(size)
+
+
+class SilentEngine(DpSgdEngine):
+    """An engine without noise: exists in tests alone."""
+
+    def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
+        return NoisyOptimizer(optimizer, self._params, silent)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,15 @@ from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import Batch
 from tests.privacy.checks import check_gaussian
 from tests.privacy.conftest import POLICY
-from tests.privacy.modules import WIDTH, OneInput, Whole, cross_entropy, gradients_one_by_one, make_batch
+from tests.privacy.modules import (
+    WIDTH,
+    OneInput,
+    SilentEngine,
+    Whole,
+    cross_entropy,
+    gradients_one_by_one,
+    make_batch,
+)
 
 WIDE = 300
 
@@ -34,18 +41,6 @@ class Flat(nn.Module):
 def inner_product(module: nn.Module, batch: Batch) -> Tensor:
     """Gradient of record x: x outer ones."""
     return module.layer(batch[0]).sum(dim=1)  # type: ignore[operator]
-
-
-def silent(size: int, deviation: float) -> np.ndarray:
-    """No noise, to see the rest."""
-    return np.zeros(size)
-
-
-class SilentEngine(DpSgdEngine):
-    """An engine without noise: exists in tests alone."""
-
-    def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
-        return NoisyOptimizer(optimizer, self._params, silent)
 
 
 def trained(module: nn.Module) -> Tensor:

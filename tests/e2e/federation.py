@@ -82,6 +82,19 @@ PRIVATE = {
     "epsilon_max = inf": "epsilon_max = 8.0",
 }
 
+RECORD_DISTRIBUTED = {
+    'mode = "UNSAFE-no-dp"': 'mode = "record-distributed"',
+    "noise_multiplier = 0.0": "noise_multiplier = 3.0",
+    "epsilon_max = inf": "epsilon_max = 8.0",
+    "ring_bits = 32": "ring_bits = 64",
+}
+SILO_DISTRIBUTED = {
+    **RECORD_DISTRIBUTED,
+    'mode = "UNSAFE-no-dp"': 'mode = "silo-distributed"',
+    'unit = "record"': 'unit = "site"',
+    "local_steps = 1": "local_steps = 3\nmomentum = 0.5",
+}
+
 
 def policy_text(
     *,
@@ -92,10 +105,12 @@ def policy_text(
     phase_seconds: float = 20.0,
     join_seconds: float = 40.0,
     private: bool = False,
+    changes: Mapping[str, str] | None = None,
 ) -> str:
-    """A small policy; `private` makes it one with DP."""
-    text = POLICY.format(**{name: value for name, value in locals().items() if name != "private"})
-    for old, new in PRIVATE.items() if private else ():
+    """A small policy; `private` makes it one with DP, and `changes` replaces lines of its text."""
+    text = POLICY.format(**{name: value for name, value in locals().items() if name not in {"private", "changes"}})
+    for old, new in {**(PRIVATE if private else {}), **(changes or {})}.items():
+        assert text.count(old) == 1, old
         text = text.replace(old, new)
     return text
 
@@ -299,6 +314,7 @@ def make_federation(
             dataset_id=option.dataset_id,
             delta=study.policy.privacy.delta,
             epsilon_max=option.epsilon_max,
+            unit=study.policy.privacy.unit,
             unsafe=option.epsilon_max == float("inf"),
         ).close()
     return Federation(study, dimension, port)

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from fedmvp.cli.program import as_user_error, configure_logging
 from fedmvp.client.runner import run_client
 from fedmvp.client.update_source import load_trainer
-from fedmvp.study.config import load_client_config
+from fedmvp.study.config import ClientConfig, load_client_config
+from fedmvp.study.policy import StudyPolicy
+from privacy.ledger import Ledger
 from secure_agg.client import ClientSession
 from secure_agg.masks import CipherName, MaskJob
 from secure_agg.messages import Confirmations, MaskedInput, PeerKeys, PeerShares, Survivors
@@ -80,6 +82,11 @@ class Source(SyntheticSource):
 
     options: argparse.Namespace
 
+    def under(self, _config: ClientConfig, policy: StudyPolicy, _ledger: Ledger) -> Source:
+        """This source, once the study is known."""
+        self.privacy = policy.privacy_parameters(self.dimension)
+        return self
+
     def train_round(self, parameters: NDArray[np.float32]) -> NDArray[np.float64]:
         if self.options.stall_at == "training":
             print("stalled training", flush=True)
@@ -98,6 +105,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1_234_567)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--nan", action="store_true")
+    parser.add_argument("--size", type=float, default=1.0, help="factor on what is trained; 0 leaves the noise alone")
     parser.add_argument("--log", type=Path, default=None)
     parser.add_argument("--stall-at", default="")
     parser.add_argument("--zero-masks", action="store_true")
@@ -115,6 +123,7 @@ def main() -> int:
     if not options.real:
         source = Source(options.dimension, options.seed, options.samples)
         source.options = options
+        source.size = options.size
     try:
         config = load_client_config(
             options.config,
@@ -125,7 +134,7 @@ def main() -> int:
         outcome = run_client(
             config,
             session_factory=session_class(options, source),
-            source_factory=load_trainer if source is None else lambda *_: source,
+            source_factory=load_trainer if source is None else source.under,
             listener=lambda event: print(event["event"], event.get("round", ""), flush=True),
             reconnect_seconds=options.reconnect,
         )

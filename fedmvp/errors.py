@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     LEDGER = 6
     PROTOCOL = 7
     NETWORK = 8
+    AUDIT = 9
 
 
 class UserError(Exception):

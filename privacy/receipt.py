@@ -20,7 +20,7 @@ class PrivacyReceipt:
         site_id: the site in the roster.
         run_id: the run.
         round: the round this receipt follows.
-        mode: ``record-local`` or ``UNSAFE-no-dp``.
+        mode: one of :class:`privacy.mechanism.Mode`.
         unit: the privacy unit.
         neighboring_relation: which datasets count as neighbours.
         sample_rate: of the round.

@@ -121,7 +121,7 @@ def plan_budget(ledger: Ledger, policy: StudyPolicy, *, epsilon_max: float) -> B
         return costs.records <= limit and costs.study <= policy.privacy.epsilon_max
 
     end = _last_true(affordable, last, planned)
-    numbers = sorted({number for number in _spread(last, planned) if number >= max(last, 1)} | {end, planned} - {0})
+    numbers = sorted({number for number in spread(last, planned) if number >= max(last, 1)} | {end, planned} - {0})
     return BudgetPlan(
         lines=tuple(line(number) for number in numbers if number >= 1),
         limit=limit,
@@ -163,7 +163,7 @@ def _last_true(holds: Any, low: int, high: int) -> int:
     return low
 
 
-def _spread(first: int, last: int) -> list[int]:
+def spread(first: int, last: int) -> list[int]:
     """Some numbers from ``first`` to ``last``, about evenly spread."""
     span = max(last - first, 1)
     return [first + round(span * step / ROWS_SHOWN) for step in range(ROWS_SHOWN + 1)] + [first + 1]

@@ -15,8 +15,10 @@ from typing import Literal
 from rich.text import Text
 
 from fedmvp.cli.budget import BudgetPlan, plan_budget
+from fedmvp.cli.ledger import open_own_ledger, require_same_terms
 from fedmvp.cli.presentation import print_json, print_table
 from fedmvp.cli.program import as_user_error, say, stdout
+from fedmvp.client.delta import require_small_delta, units_of
 from fedmvp.data.dataset import IMAGE_SUFFIXES, image_folder, manifest
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.study.config import ClientConfig, load_client_config
@@ -25,7 +27,6 @@ from fedmvp.study.identity import EXPIRY_WARNING_DAYS, TlsKey
 from fedmvp.study.policy import StudyPolicy, load_policy
 from fedmvp.study.roster import find_site, load_roster
 from fedmvp.study.signatures import fingerprint, load_root_key, load_signing_key
-from privacy.ledger import Ledger
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
@@ -96,10 +97,10 @@ def check_site(path: Path, *, style: str, offline: bool, insecure: bool) -> Exit
     config = load_client_config(path, insecure=insecure)
     findings = Findings()
     findings.ok("configuration", str(config.source))
-    policy = _check_study(config, findings)
+    policy, active_sites = _check_study(config, findings)
     _check_certificate(config, findings)
     if policy is not None:
-        _check_data(config, policy, findings)
+        _check_data(config, policy, findings, active_sites=active_sites)
     plan = _check_ledger(config, policy, findings)
     _check_compute(config, findings)
     if offline:
@@ -110,8 +111,10 @@ def check_site(path: Path, *, style: str, offline: bool, insecure: bool) -> Exit
     return findings.exit_code
 
 
-def _check_study(config: ClientConfig, findings: Findings) -> StudyPolicy | None:
-    files, policy = config.study, None
+def _check_study(config: ClientConfig, findings: Findings) -> tuple[StudyPolicy | None, int]:
+    """The policy, and how many sites the roster holds; None and 1 where they cannot be read."""
+    files, active_sites = config.study, 1
+    policy: StudyPolicy | None = None
     with findings.problems_of("root key"):
         root_key = load_root_key(files.root_key)
         findings.ok("root key", fingerprint(root_key))
@@ -122,14 +125,15 @@ def _check_study(config: ClientConfig, findings: Findings) -> StudyPolicy | None
                 findings.warn("policy", "UNSAFE-no-dp: no differential privacy", "use public data only")
         with findings.problems_of("roster"):
             roster = load_roster(files.roster, files.roster_signature, root_key)
+            active_sites = len(roster.active_ids)
             entry = find_site(roster, config.site.name)
-            findings.ok("roster", f"signed; version {roster.version}, {len(roster.active_ids)} active sites")
+            findings.ok("roster", f"signed; version {roster.version}, {active_sites} active sites")
             with findings.problems_of("identity"):
                 signing_key = load_signing_key(config.identity.signing_key, what="signing key")
                 tls_key = TlsKey.load(config.identity.private_key)
                 check_keys(entry, signing_key.verify_key, tls_key.sha256)
                 findings.ok("identity", f"{entry.name} ({entry.organisation}) is site {entry.site_id}")
-    return policy
+    return policy, active_sites
 
 
 def _check_certificate(config: ClientConfig, findings: Findings) -> None:
@@ -142,7 +146,7 @@ def _check_certificate(config: ClientConfig, findings: Findings) -> None:
             findings.ok("certificate", f"valid for {days} days, key readable by its owner only")
 
 
-def _check_data(config: ClientConfig, policy: StudyPolicy, findings: Findings) -> None:
+def _check_data(config: ClientConfig, policy: StudyPolicy, findings: Findings, *, active_sites: int) -> None:
     data, names = config.data, policy.task.class_names
     with findings.problems_of("data"):
         if data.kind == "manifest":
@@ -151,6 +155,9 @@ def _check_data(config: ClientConfig, policy: StudyPolicy, findings: Findings) -
             _check_folders(data.path, names, require_every_class=data.require_every_class)
             dataset = image_folder(data.path, names, require_every_class=data.require_every_class)
         findings.ok("data", f"images of {len(set(dataset.labels))} of {len(names)} classes in {data.path}")
+        with findings.problems_of("delta"):
+            require_small_delta(policy, active_sites if policy.privacy.unit == "site" else units_of(policy, dataset))
+            findings.ok("delta", f"{policy.privacy.delta:g} is small enough for this site")
 
 
 def _check_folders(path: Path, names: Sequence[str], *, require_every_class: bool) -> None:
@@ -177,14 +184,7 @@ def _holds_an_image(folder: Path) -> bool:
 
 def _check_ledger(config: ClientConfig, policy: StudyPolicy | None, findings: Findings) -> BudgetPlan | None:
     plan: BudgetPlan | None = None
-    with findings.problems_of("ledger"), Ledger.open(config.privacy.ledger, read_only=True) as ledger:
-        if ledger.dataset_id != config.data.dataset_id:
-            raise UserError(
-                f"{config.privacy.ledger} belongs to data set {ledger.dataset_id!r}, client.toml names "
-                f"{config.data.dataset_id!r}",
-                remedy="give every data set its own ledger, or correct [data] dataset_id",
-                exit_code=ExitCode.LEDGER,
-            )
+    with findings.problems_of("ledger"), open_own_ledger(config, None) as ledger:
         findings.ok("ledger", f"{len(ledger.entries())} entries, every link holds; head {ledger.head.hex()[:16]}")
         if ledger.epsilon_max < config.privacy.epsilon_max:
             findings.warn(
@@ -194,6 +194,7 @@ def _check_ledger(config: ClientConfig, policy: StudyPolicy | None, findings: Fi
             )
         if policy is not None:
             with findings.problems_of("budget"):
+                require_same_terms(ledger, policy)
                 plan = plan_budget(ledger, policy, epsilon_max=config.privacy.epsilon_max)
                 _judge(plan, findings)
     return plan

@@ -124,12 +124,57 @@ def run(config: Path, address: str | None, device: str | None, insecure: bool) -
     participate(loaded)
 
 
+@client.command("claim")
+@config_option("client.toml")
+@format_option
+def claim(config: Path, style: str) -> None:
+    """Show what is promised for these records: to whom, by which trust, with which gaps.
+
+    The layers are those of NIST SP 800-226. The ledger is only read, also beside a running client.
+    """
+    from fedmvp.cli.claim import print_claim  # noqa: PLC0415
+
+    print_claim(load_client_config(config), style)
+
+
+@client.command("audit")
+@config_option("client.toml")
+@format_option
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds to audit.  [default: those of about a minute]")
+@click.option("--canaries", type=click.IntRange(2, 20000), default=1000, show_default=True, help="Invented units.")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the lower bounds.")
+@click.option("--prompts", type=FilePath, help="Attack this released module too; needs --held-out.")
+@click.option("--held-out", type=click.Path(path_type=Path), help="Folder or CSV manifest of images not trained on.")
+def audit(
+    *,
+    config: Path,
+    style: str,
+    rounds: int | None,
+    canaries: int,
+    confidence: float,
+    prompts: Path | None,
+    held_out: Path | None,
+) -> None:
+    """Attack the study's own mechanism, and measure a lower bound on epsilon beside the claimed one.
+
+    The mechanism is run on invented units against a throw-away ledger; the site's ledger is not touched. A bound above
+    the claim is exit code 9. A bound below it is no proof of anything. What --prompts prints depends on private images
+    and stays at the site.
+    """
+    from fedmvp.cli.audit import AuditOptions, audit_site  # noqa: PLC0415
+
+    options = AuditOptions(rounds, canaries, confidence, prompts, held_out)
+    code = audit_site(load_client_config(config), options, style)
+    if code is not ExitCode.OK:
+        raise click.exceptions.Exit(int(code))
+
+
 @client.group("ledger", invoke_without_command=True)
 @config_option("client.toml")
 @format_option
 @click.pass_context
 def ledger(context: click.Context, config: Path, style: str) -> None:
-    """Show what these records have spent, entry by entry."""
+    """Verify the chain, and show what these records have spent, entry by entry, and what is left."""
     context.obj = config
     if context.invoked_subcommand is None:
         from fedmvp.cli.ledger import print_ledger  # noqa: PLC0415
@@ -141,12 +186,17 @@ def ledger(context: click.Context, config: Path, style: str) -> None:
 @click.option(
     "--unsafe-no-dp", is_flag=True, help="Permit releases without privacy, for good; epsilon_max must be inf."
 )
+@click.option(
+    "--unit",
+    type=click.Choice(["record", "patient", "site"]),
+    help="What you expect to be protected; must be the study's.",
+)
 @click.pass_obj
-def ledger_create(config: Path, unsafe_no_dp: bool) -> None:
-    """Start the ledger of this site's records, once in their life."""
+def ledger_create(config: Path, unsafe_no_dp: bool, unit: str | None) -> None:
+    """Start the ledger of this site's records, once in their life, at the study's unit and delta."""
     from fedmvp.cli.ledger import create_ledger  # noqa: PLC0415
 
-    create_ledger(load_client_config(config), unsafe=unsafe_no_dp)
+    create_ledger(load_client_config(config), unsafe=unsafe_no_dp, unit=unit)
 
 
 @ledger.command("verify")
@@ -156,6 +206,16 @@ def ledger_verify(config: Path) -> None:
     from fedmvp.cli.ledger import verify_ledger  # noqa: PLC0415
 
     verify_ledger(load_client_config(config))
+
+
+@ledger.command("export")
+@click.argument("file", type=FilePath)
+@click.pass_obj
+def ledger_export(config: Path, file: Path) -> None:
+    """Write every entry with all fields and hashes to FILE.json or FILE.csv; nothing is overwritten."""
+    from fedmvp.cli.ledger import export_ledger  # noqa: PLC0415
+
+    export_ledger(load_client_config(config), file)
 
 
 @client.command("predict")

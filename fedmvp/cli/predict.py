@@ -38,6 +38,7 @@ def print_predictions(
     prompts = read_prompts(prompts_file)
     if prompts.stamp == "UNSAFE-no-dp":
         say("warning: these prompts are stamped UNSAFE-no-dp: trained without differential privacy")
+    say(prompts.claim.line)
     model = build_prompted_model(prompts.policy, device=choose_device(device), checkpoint=checkpoint)
     try:
         set_vector(model, prompts.parameters)
@@ -60,6 +61,7 @@ def print_predictions(
                     "image": str(path),
                     "stamp": prompts.stamp,
                     "round": prompts.round,
+                    "claim": prompts.claim.line,
                     "classes": [{"name": name, "probability": probability} for name, probability in row],
                 }
                 for path, row in zip(images, ranked, strict=True)

@@ -16,19 +16,24 @@ from fedmvp.cli.program import stdout
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print one JSON document; an infinite number becomes the text "inf", which JSON does not have."""
-    stdout().file.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+    stdout().file.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a heading and a table; numbers are right-aligned."""
+    console = stdout()
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table_of(columns, rows))
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table in the style of all commands."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    console = stdout()
-    console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print(table)
+    return table
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
@@ -49,11 +54,12 @@ def _cell(value: object) -> Text:
     return Text("-" if value is None else str(value))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numbers that are not finite as text, mappings and sequences as plain ones."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -15,6 +15,8 @@ from fedmvp.study.config import ClientConfig, ServerConfig
 from fedmvp.study.credentials import load_study
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.study.prompts import write_prompts
+from privacy.claim import Claim, make_claim
+from privacy.ledger import Ledger
 
 PROMPTS_FILE = "prompts.safetensors"
 
@@ -34,11 +36,26 @@ def participate(config: ClientConfig) -> None:
     outcome = run_client(config)
     if outcome.state is not None:
         policy = load_study(config.study).policy
-        _leave_prompts(config.state.dir, outcome.state.parameters, policy, round_number=outcome.last_round)
+        parameters = outcome.state.parameters
+        with Ledger.open(config.privacy.ledger, read_only=True) as ledger:
+            claim = make_claim(
+                ledger,
+                policy.privacy_parameters(len(parameters)),
+                run_id=policy.study.run_id,
+                rounds=policy.study.rounds,
+            )
+        _leave_prompts(config.state.dir, parameters, policy, round_number=outcome.last_round, claim=claim)
     say(f"took part in {outcome.rounds_published} published rounds: {outcome.reason}")
 
 
-def _leave_prompts(folder: Path, parameters: NDArray[np.float32], policy: StudyPolicy, *, round_number: int) -> None:
+def _leave_prompts(
+    folder: Path,
+    parameters: NDArray[np.float32],
+    policy: StudyPolicy,
+    *,
+    round_number: int,
+    claim: Claim | None = None,
+) -> None:
     path = folder / PROMPTS_FILE
-    write_prompts(path, parameters, policy, round_number=round_number)
+    write_prompts(path, parameters, policy, round_number=round_number, claim=claim)
     stdout().print(str(path), soft_wrap=True)

@@ -34,7 +34,7 @@ def main() -> None:
 def server() -> None:
     """Found a study, enrol its sites, and run its coordinator.
 
-    init, enroll, revoke and renew are the consortium's work and use its keys; run and status are the server's.
+    init, plan, enroll, revoke and renew are the consortium's work; run and status are the server's.
     """
 
 
@@ -88,6 +88,28 @@ def _policy_text(policy: Path) -> str:
         ) from None
 
 
+@server.command("plan")
+@click.option("--study", type=FolderPath, default=".", show_default=True, help="The study or the consortium folder.")
+@click.option("--policy", "policy_file", type=FilePath, help="Any policy.toml instead of the study's.")
+@click.option(
+    "--target-epsilon", type=float, help="Print instead the noise_multiplier with which all rounds cost this much."
+)
+@format_option
+def plan(study: Path, policy_file: Path | None, target_epsilon: float | None, style: str) -> None:
+    """Show epsilon by round of a policy before it is signed, or the noise that a target epsilon needs.
+
+    Both are for a site that is in every round, at the policy's delta, and leave out what its records spent before.
+    """
+    from fedmvp.cli.plan import print_calibration, print_plan, read_policy  # noqa: PLC0415
+    from fedmvp.study.consortium import policy_path  # noqa: PLC0415
+
+    policy = read_policy(policy_file if policy_file is not None else policy_path(study))
+    if target_epsilon is None:
+        print_plan(policy, style)
+    else:
+        print_calibration(policy, target_epsilon, style)
+
+
 @server.command("enroll")
 @click.argument("requests", nargs=-1, type=FilePath)
 @click.option("--study", type=FolderPath, default=".", show_default=True, help="The study or the consortium folder.")
@@ -97,6 +119,8 @@ def _policy_text(policy: Path) -> str:
 def enroll(requests: tuple[Path, ...], study: Path, server_folder: Path | None, yes: bool, revoked: str | None) -> None:
     """Approve site requests, sign roster and policy, and write packages/SITE.json.
 
+    Epsilon by round is shown first: what you sign is what every site may spend.
+
     Without a request the documents are signed again: do so after editing policy.toml. A request that is enrolled
     already gets a new certificate. Every site installs its new package with fedmvp-client join.
     """
@@ -105,15 +129,18 @@ def enroll(requests: tuple[Path, ...], study: Path, server_folder: Path | None, 
             raise click.UsageError("give requests or --revoke, not both")
         _revoke(revoked, study, server_folder)
         return
+    from fedmvp.cli.plan import show_plan  # noqa: PLC0415
     from fedmvp.study.consortium import enrol, open_consortium  # noqa: PLC0415
 
     consortium = open_consortium(study)
     parsed = [_read_request(path) for path in requests]
     for request in parsed:
         say(f"{request.name} ({request.organisation}): request {request.fingerprint}")
+    folder = _server_folder(consortium.folder, server_folder)
+    show_plan(consortium.policy)
     if parsed and not yes:
         click.confirm("Did each site confirm its fingerprint by another way than the file?", abort=True, err=True)
-    roster = enrol(consortium, parsed, server=_server_folder(consortium.folder, server_folder))
+    roster = enrol(consortium, parsed, server=folder)
     for entry in roster.entries:
         if not entry.revoked:
             stdout().print(str(consortium.folder / "packages" / f"{entry.name}.json"), soft_wrap=True)

@@ -28,13 +28,16 @@ def print_status(config: ServerConfig, style: str) -> None:
     sites = status.pop("sites")
     pairs = [(name.replace("_", " "), "-" if value is None else str(value)) for name, value in status.items()]
     print_pairs(pairs)
-    columns = ("site", "rounds", "dropped", "epsilon", "delta", "adjacency", "mode")
+    columns = ("site", "rounds", "dropped", "epsilon", "delta", "adjacency", "unit", "mode", "accountant")
     rows = [
         (
             name,
             site["rounds"],
             site["dropped"],
-            *(site["privacy"].get(key) for key in ("epsilon", "delta", "neighboring_relation", "mode")),
+            *(
+                site["privacy"].get(key)
+                for key in ("epsilon", "delta", "neighboring_relation", "unit", "mode", "accountant")
+            ),
         )
         for name, site in sites.items()
     ]
@@ -75,11 +78,13 @@ def summarise(study: SignedStudy, events: list[dict[str, Any]]) -> dict[str, Any
 
 def _site(site_id: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     key = str(site_id)
-    receipts = [event["receipts"][key] for event in rounds if key in event.get("receipts", {})]
+    by_round = {event["round"]: event["receipts"][key] for event in rounds if key in event.get("receipts", {})}
+    receipts = list(by_round.values())
     return {
         "rounds": sum(site_id in event.get("survivors", ()) for event in rounds),
         "dropped": sum(site_id in event.get("dropped", ()) for event in rounds),
         "privacy": receipts[-1] if receipts else {},
+        "epsilon_by_round": [{"round": number, "epsilon": item.get("epsilon")} for number, item in by_round.items()],
     }
 
 

@@ -10,6 +10,7 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from fedmvp.client.delta import require_small_delta, units_of
 from fedmvp.client.progress import shown
 from fedmvp.data.dataset import ImageDataset, image_folder, manifest
 from fedmvp.data.images import load_images
@@ -86,11 +87,8 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
 def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:
     read = image_folder if config.data.kind == "image-folder" else manifest
     dataset = read(config.data.path, policy.task.class_names, require_every_class=config.data.require_every_class)
-    if policy.privacy.unit == "patient" and dataset.patients is None:
-        raise UserError(
-            f"this study protects patients, and {dataset.source} does not say whose image each one is",
-            remedy='list them in a CSV file with the columns image,label,patient, and set [data] kind = "manifest"',
-        )
+    if policy.privacy.unit != "site":
+        require_small_delta(policy, units_of(policy, dataset))
     return dataset
 
 

@@ -8,7 +8,7 @@ from fedmvp.rpc.errors import WireError
 from fedmvp.rpc.fields import text
 from fedmvp.rpc.v1 import aggregation_pb2 as pb
 from fedmvp.study.policy import MAX_ROUNDS
-from privacy.mechanism import Mode
+from privacy.mechanism import ADD_OR_REMOVE_ONE, Mode, check_unit
 from privacy.receipt import PrivacyReceipt
 from secure_agg.encoding import DIGEST_BYTES
 
@@ -66,7 +66,18 @@ def _check_numbers(receipt: PrivacyReceipt) -> None:
         and receipt.epsilon >= 0  # infinite for a run without privacy, never NaN
         and 1 <= receipt.round <= MAX_ROUNDS
         and receipt.mode in set(Mode)
+        and _unit_fits(receipt)
+        and receipt.neighboring_relation == ADD_OR_REMOVE_ONE
+        and receipt.accountant
         and len(receipt.ledger_head) == DIGEST_BYTES
     )
     if not sensible:
         raise WireError("a number of the receipt is out of its range")
+
+
+def _unit_fits(receipt: PrivacyReceipt) -> bool:
+    try:
+        check_unit(receipt.unit, Mode(receipt.mode))
+    except ValueError:
+        return False
+    return True

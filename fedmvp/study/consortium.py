@@ -183,6 +183,16 @@ def open_consortium(folder: Path) -> Consortium:
     )
 
 
+def policy_path(folder: Path) -> Path:
+    """Where the policy of a study lies; no key is read.
+
+    Args:
+        folder: the consortium's folder, or the study folder that holds it.
+    """
+    inner = folder / CONSORTIUM_FOLDER
+    return (inner if inner.is_dir() else folder) / "policy.toml"
+
+
 def enrol(consortium: Consortium, requests: Sequence[EnrolmentRequest], *, server: Path | None) -> Roster:
     """Approve requests: extend the roster, sign it and the policy, and write every site's package.
 

@@ -54,8 +54,10 @@ learning_rate = 0.5
 momentum = 0.0
 
 [privacy]
-mode = "record-local"           # full noise at every site; "UNSAFE-no-dp" only for comparison, on public data
-unit = "record"
+# "fedmvp-server plan" shows what this costs, round by round, and the noise that a target epsilon needs.
+mode = "record-local"           # full noise at every site; "record-distributed" and "silo-distributed" share it in
+                                # the secure sum and need more of the study; "UNSAFE-no-dp": on public data only
+unit = "record"                 # or "patient": the manifests of all sites then name one for every image
 neighboring_relation = "add-or-remove-one"
 sample_rate = 0.1               # chance of each record to be in a step
 noise_multiplier = 2.0          # standard deviation of the noise over max_grad_norm

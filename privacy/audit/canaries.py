@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,6 +125,7 @@ def audit_mechanism(
     guess_fraction: float = GUESS_FRACTION,
     canary_norm: float = CANARY_NORM,
     confidence: float = 0.95,
+    progress: Callable[[int, int], None] | None = None,
 ) -> AuditReport:
     """Train once on a random half of the canaries and bound epsilon by how well the updates tell which half.
 
@@ -144,6 +145,7 @@ def audit_mechanism(
             the bound of a mechanism that leaks little.
         canary_norm: gradient norm over ``max_grad_norm``, > 0.
         confidence: in (0, 1).
+        progress: called with (rounds done, rounds in all) after each round.
 
     Raises:
         ValueError: a value is out of range.
@@ -156,7 +158,7 @@ def audit_mechanism(
     _check(params, canary_norm)
     included = _toss_coins(canaries)
     with _throwaway_ledger(params, rounds) as ledger:
-        scores = _released_sum(params, rounds, included, canary_norm, ledger)
+        scores = _released_sum(params, rounds, included, canary_norm, ledger=ledger, progress=progress)
         claimed = ledger.spent().epsilon
     correct = int((guess_inclusions(scores, guesses) == np.where(included, 1, -1)).sum())
 
@@ -249,7 +251,13 @@ def audit_one_step(
 
 
 def _released_sum(
-    params: PrivacyParameters, rounds: int, included: npt.NDArray[np.bool_], canary_norm: float, ledger: Ledger
+    params: PrivacyParameters,
+    rounds: int,
+    included: npt.NDArray[np.bool_],
+    canary_norm: float,
+    *,
+    ledger: Ledger,
+    progress: Callable[[int, int], None] | None,
 ) -> npt.NDArray[np.float64]:
     """Sum over the rounds of what is released along each canary, (m,): trained, charged, released as at a site."""
     import torch
@@ -269,6 +277,8 @@ def _released_sum(
         engine.run((records,), params.steps_per_round, patients=patients)
         ledger.reserve(_RUN_ID, round_number, params, _POLICY).consume()
         released += module.weight.detach().numpy()[0].astype(np.float64)
+        if progress is not None:
+            progress(round_number, rounds)
     return released
 
 

@@ -34,7 +34,7 @@ def test_a_site_in_order_has_no_problem(run, site):
     assert problems(answer) == {}
     subjects = [item["subject"] for item in answer["findings"] if item["verdict"] == "ok"]
     study = ["root key", "policy", "roster", "identity", "certificate"]
-    assert subjects == ["configuration", *study, "data", "ledger", "budget", "compute"]
+    assert subjects == ["configuration", *study, "data", "delta", "ledger", "budget", "compute"]
 
 
 def test_epsilon_is_printed_by_round_with_what_it_means(run, site):
@@ -56,7 +56,7 @@ def test_the_table_of_epsilon_is_what_the_ledger_then_charges(run, site):
     policy = load_study(load_client_config(site.config, environment={}).study).policy
     with Ledger.open(site.folder / "ledger.sqlite") as ledger:
         for number in (1, 2, 3):
-            ledger.reserve("run-1", number, policy.privacy_parameters(), policy.hash).consume()
+            ledger.reserve("run-1", number, policy.privacy_parameters(1), policy.hash).consume()
         spent = ledger.spent().epsilon
     planned = {row["round"]: row["records"] for row in before["budget"]["epsilon_by_round"]}
     _, after = check(run, site)

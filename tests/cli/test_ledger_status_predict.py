@@ -25,7 +25,7 @@ def charged(site):
     policy = load_study(load_client_config(site.config, environment={}).study).policy
     with Ledger.open(site.folder / "ledger.sqlite") as ledger:
         for number in (1, 2):
-            ledger.reserve("run-1", number, policy.privacy_parameters(), policy.hash).consume()
+            ledger.reserve("run-1", number, policy.privacy_parameters(1), policy.hash).consume()
         return site, ledger.spent(), ledger.head
 
 
@@ -78,7 +78,10 @@ def write_events(study, *events):
     (state / "events.jsonl").write_text("\n".join(lines) + "\n" + '{"event": "torn')
 
 
-RECEIPT = {"epsilon": 1.25, "delta": 1e-5, "neighboring_relation": "add-or-remove-one", "mode": "record-local"}
+RECEIPT = {
+    "epsilon": 1.25, "delta": 1e-5, "neighboring_relation": "add-or-remove-one", "unit": "record",
+    "mode": "record-local", "accountant": "PLD-1",
+}  # fmt: skip
 STARTED = {"event": "run-started", "accuracy": 0.5}
 ROUND = {
     "event": "round", "round": 1, "survivors": [1, 2], "dropped": [3], "accuracy": 0.625, "receipts": {"1": RECEIPT},
@@ -94,8 +97,9 @@ def test_status_folds_the_events_into_one_answer(run, study):
     assert (answer["rounds_completed"], answer["rounds_planned"], answer["rounds_aborted"]) == (1, 20, 1)
     assert (answer["phase"], answer["accuracy_at_start"], answer["accuracy"]) == ("masked_input", 0.5, 0.625)
     assert answer["last_event"] == "2027-01-15T08:00:03+00:00"
-    assert answer["sites"]["site-1"] == {"rounds": 1, "dropped": 0, "privacy": RECEIPT}
-    assert answer["sites"]["site-3"] == {"rounds": 0, "dropped": 1, "privacy": {}}
+    by_round = [{"round": 1, "epsilon": 1.25}]
+    assert answer["sites"]["site-1"] == {"rounds": 1, "dropped": 0, "privacy": RECEIPT, "epsilon_by_round": by_round}
+    assert answer["sites"]["site-3"] == {"rounds": 0, "dropped": 1, "privacy": {}, "epsilon_by_round": []}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,9 @@ def test_status_for_people_shows_epsilon_with_its_delta_and_adjacency(run, study
     write_events(study, STARTED, ROUND)
     out = run("fedmvp-server", "status", "--config", study.server_config).out
     line = next(line for line in out.splitlines() if line.startswith("site-1"))
-    assert line.split() == ["site-1", "1", "0", "1.25", "1e-05", "add-or-remove-one", "record-local"]
+    assert line.split() == [
+        "site-1", "1", "0", "1.25", "1e-05", "add-or-remove-one", "record", "record-local", "PLD-1",
+    ]  # fmt: skip
 
 
 def test_status_with_a_damaged_log_is_one_message(run, study):

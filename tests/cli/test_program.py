@@ -16,8 +16,8 @@ from fedmvp.errors import ExitCode, UserError
 from privacy.errors import BudgetExceeded, LedgerCorrupt, LedgerLocked, LedgerMissing, NotDecomposable
 from secure_agg.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
 
-SERVER_COMMANDS = {"init", "enroll", "revoke", "renew", "run", "status"}
-CLIENT_COMMANDS = {"init", "join", "check", "run", "ledger", "predict"}
+SERVER_COMMANDS = {"init", "plan", "enroll", "revoke", "renew", "run", "status"}
+CLIENT_COMMANDS = {"init", "join", "check", "run", "ledger", "claim", "audit", "predict"}
 
 
 def imported_by(program_name: str) -> set[str]:

@@ -149,6 +149,12 @@ def test_receipts_of_a_round_are_waited_for_and_a_missing_one_is_left_out() -> N
         {"epsilon": -1.0},
         {"round": 2**63},
         {"mode": "none"},
+        {"unit": "person"},
+        {"unit": "site"},
+        {"mode": "silo-distributed"},
+        {"neighboring_relation": "replace-one"},
+        {"accountant": ""},
+        {"accountant": "line\nbreak"},
         {"ledger_head": b"short"},
     ],
     ids=str,
@@ -158,6 +164,20 @@ def test_a_receipt_with_a_number_that_no_ledger_could_state_is_refused(change: d
 
     with pytest.raises(WireError):
         receipt_from_wire(wire)
+
+
+@pytest.mark.parametrize(
+    ("mode", "unit"),
+    [("record-local", "patient"), ("record-distributed", "record"), ("silo-distributed", "site")],
+)
+def test_the_receipts_of_every_mode_and_unit_are_taken_and_shown(mode: str, unit: str) -> None:
+    stated = replace(receipt(), mode=mode, unit=unit, accountant="fedmvp Renyi filter at order 12")
+    taken, _ = receipt_from_wire(receipt_to_wire(stated, bytes(64)))
+    tracker = PrivacyTracker(ROSTER, "run")
+    tracker.receive(taken, sign(stated))
+
+    shown = tracker.display(1)
+    assert (shown["mode"], shown["unit"], shown["accountant"]) == (mode, unit, "fedmvp Renyi filter at order 12")
 
 
 def test_the_receipt_of_a_run_without_privacy_is_taken() -> None:

@@ -84,10 +84,10 @@ def audit_site(config: ClientConfig, options: AuditOptions, style: str) -> ExitC
     answers: list[dict[str, Any]] = []
     if policy.is_distributed:
         _refuse_or_skip(policy, options)
-    else:
-        answers.append(_audit_mechanism(policy, options))
-    if options.prompts is not None and options.held_out is not None:
+    if options.prompts is not None and options.held_out is not None:  # first: what is wrong with files shows at once
         answers.append(_audit_module(config, options.prompts, options.held_out, options.confidence))
+    if not policy.is_distributed:
+        answers.insert(0, _audit_mechanism(policy, options))
     contradicted = any(answer["contradicts_claim"] for answer in answers)
     if style == "json":
         print_json({"contradicts_claim": contradicted, "note": NO_PROOF, "audits": answers})

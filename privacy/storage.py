@@ -246,7 +246,10 @@ def _insert(connection: sqlite3.Connection, entry: LedgerEntry) -> None:
 
 def _acquire_lock(path: Path) -> int:
     """An flock on a file of its own: closing a POSIX record lock's file anywhere in the process would drop it."""
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LedgerWriteFailed(f"the lock of {path} could not be made: {error}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -14,7 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from privacy import ADD_OR_REMOVE_ONE, AlreadyReleased, Ledger, Mode, PrivacyParameters, chain, ledger, storage
+from privacy import (
+    ADD_OR_REMOVE_ONE,
+    AlreadyReleased,
+    Ledger,
+    LedgerLocked,
+    LedgerMissing,
+    Mode,
+    PrivacyParameters,
+    chain,
+    ledger,
+    storage,
+)
 
 PARAMS = PrivacyParameters(
     mode=Mode.RECORD_LOCAL,
@@ -51,6 +62,8 @@ def _arm(step: str) -> None:
         "marker drafted, not replaced": (storage.Path, "replace", False),
         "marker replaced, folder not synced": (storage, "_sync_folder", False),
         "all durable, token not made": (storage.LedgerStore, "append", True),
+        "ledger drafted, not in its place": (storage.os, "link", False),
+        "ledger in its place, folder not synced": (storage.os, "link", True),
         "token made, nothing sent": (ledger.ReleaseToken, "consume", False),
         "token consumed, nothing sent": (ledger.ReleaseToken, "consume", True),
     }
@@ -75,6 +88,60 @@ def _spend(path: Path, wire: int, step: str | None, *, send_first: bool) -> None
         if not send_first:
             os.write(wire, f"{number}\n".encode())
         number += 1
+
+
+def spend_in_turns(folder: Path, processes: int, rounds: int) -> list[list[str]]:
+    """Let several processes spend from one ledger at once, each opening it for every round; what each one sent."""
+    path = folder / "ledger.db"
+    with Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=50.0) as created:
+        created.epsilon_after(PARAMS)
+    children = []
+    for process in range(processes):
+        child = os.fork()
+        if child == 0:
+            try:
+                sent = [_spend_one(path, f"run-{process}", number) for number in range(1, rounds + 1)]
+                (folder / f"sent-{process}").write_text("\n".join(sent))
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    return [(folder / f"sent-{process}").read_text().split("\n") for process in range(processes)]
+
+
+def _spend_one(path: Path, run: str, number: int) -> str:
+    while True:
+        try:
+            with Ledger.open(path) as opened:
+                opened.mark_attempt(run, number, 1)
+                opened.reserve(run, number, PARAMS, bytes(32)).consume()
+                return f"{run}/{number}"
+        except LedgerLocked:
+            time.sleep(0.002)
+
+
+def create_and_die(folder: Path, steps: list[str]) -> list[str]:
+    """Create a ledger for each step and die there; what opening it says afterwards."""
+    outcomes = []
+    for number, step in enumerate(steps):
+        path = folder / f"ledger-{number}.db"
+        child = os.fork()
+        if child == 0:
+            try:
+                _arm(step)
+                Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=50.0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        try:
+            Ledger.open(path).close()
+            outcome = "opens"
+        except LedgerMissing:
+            Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=50.0).close()
+            outcome = "created anew"
+        outcomes.append(outcome if os.WIFSIGNALED(status) else "did not die")
+    return outcomes
 
 
 def main(folder: Path, trials: list[float | str], *, send_first: bool) -> list[dict[str, Any]]:
@@ -102,5 +169,11 @@ def main(folder: Path, trials: list[float | str], *, send_first: bool) -> list[d
 
 
 if __name__ == "__main__":
-    request = json.loads(sys.argv[2])
-    print(json.dumps(main(Path(sys.argv[1]), request["trials"], send_first=request.get("send_first", False))))
+    where, request = Path(sys.argv[1]), json.loads(sys.argv[2])
+    if "processes" in request:
+        answer: object = spend_in_turns(where, request["processes"], request["rounds"])
+    elif "create" in request:
+        answer = create_and_die(where, request["create"])
+    else:
+        answer = main(where, request["trials"], send_first=request.get("send_first", False))
+    print(json.dumps(answer))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from privacy import Ledger, LedgerRolledBack
+from privacy.chain import EntryKind
 from tests.crash.spend import PARAMS
 
 STEPS = [
@@ -25,12 +26,15 @@ STEPS = [
 ]
 
 
-def _run(folder: Path, trials: list[Any], *, send_first: bool = False) -> list[dict[str, Any]]:
-    request = json.dumps({"trials": trials, "send_first": send_first})
-    command = [sys.executable, "-m", "tests.crash.spend", str(folder), request]
+def _ask(folder: Path, **request: object) -> Any:
+    command = [sys.executable, "-m", "tests.crash.spend", str(folder), json.dumps(request)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    reports: list[dict[str, Any]] = json.loads(run.stdout)
+    return json.loads(run.stdout)
+
+
+def _run(folder: Path, trials: list[Any], *, send_first: bool = False) -> list[dict[str, Any]]:
+    reports: list[dict[str, Any]] = _ask(folder, trials=trials, send_first=send_first)
     assert len(reports) == len(trials)
     return reports
 
@@ -67,6 +71,21 @@ def test_kills_at_random_instants_leave_nothing_released_uncharged(tmp_path: Pat
 def test_two_hundred_kills_at_random_instants_leave_nothing_released_uncharged(tmp_path: Path) -> None:
     instants = [random.Random(1000 + seed).uniform(0.0, 0.15) for seed in range(200)]
     _check(_run(tmp_path, instants))
+
+
+def test_a_kill_at_every_step_of_a_creation_leaves_a_ledger_or_nothing(tmp_path: Path) -> None:
+    steps = ["before the insertion", "inserted, not committed", "ledger drafted, not in its place"]
+    later = ["ledger in its place, folder not synced", "committed, marker not written", "marker drafted, not replaced"]
+    assert _ask(tmp_path, create=steps + later) == ["created anew"] * 3 + ["opens"] * 3
+
+
+def test_four_processes_that_spend_at_once_lose_no_charge(tmp_path: Path) -> None:
+    sent = [round_ for of_one in _ask(tmp_path, processes=4, rounds=12) for round_ in of_one]
+    assert len(set(sent)) == 48
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        charged = [f"{entry.run_id}/{entry.round}" for entry in ledger.entries() if entry.kind is EntryKind.CHARGE]
+        assert sorted(charged) == sorted(sent)
+        assert [ledger.last_attempt(f"run-{process}") for process in range(4)] == [(12, 1)] * 4
 
 
 def test_control_a_site_that_sends_before_it_reserves_fails_the_same_check(tmp_path: Path) -> None:

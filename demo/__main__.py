@@ -1,7 +1,8 @@
-"""``make demo``: runs everything and leaves runs/demo behind."""
+"""``make demo``: runs everything and leaves runs/demo behind. MODE chooses who adds the noise; see demo/modes.py."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import signal
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.digits import DigitFolders, write_digits
+from demo.modes import CHANGES, DEFAULT_MODE, TRUST, chosen_mode, policy_text
 from demo.outcome import Outcome, check_sums
 from demo.processes import Processes, free_port
 from demo.references import LabelledFeatures, nonprivate_accuracy, probe_accuracy
@@ -41,7 +43,6 @@ KILLED_SITE = "site-3"
 KILLED_IN_ROUND = 10
 MAX_SECONDS = 600.0
 N_SAMPLES = 16
-POLICY = Path(__file__).with_name("policy.toml")
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ class Prepared:
     study: Study
 
 
-def prepare(folder: Path) -> Prepared:
-    """Write images and study; every site makes its own keys and its own ledger."""
+def prepare(folder: Path, text: str) -> Prepared:
+    """Write images and the study of a policy's text; every site makes its own keys and its own ledger."""
     digits = write_digits(folder / "images", N_SITES)
-    text = POLICY.read_text(encoding="utf-8")
     sites = [
         SiteOptions(
             name=f"site-{i + 1}",
@@ -76,6 +76,7 @@ def prepare(folder: Path) -> Prepared:
             dataset_id=options.dataset_id,
             delta=study.policy.privacy.delta,
             epsilon_max=study.policy.privacy.epsilon_max,
+            unit=study.policy.privacy.unit,
         ).close()
     return Prepared(digits, study)
 
@@ -85,7 +86,7 @@ def one_thread(config: Path) -> None:
     config.write_text(config.read_text(encoding="utf-8").replace("threads = 0 ", "threads = 1 "), encoding="utf-8")
 
 
-def federate(folder: Path, study: Study) -> tuple[Progress, float]:
+def federate(folder: Path, study: Study, *, killed_in_round: int = KILLED_IN_ROUND) -> tuple[Progress, float]:
     """Run server and sites to the last round; kill one site on the way and start it again."""
     processes = Processes(folder)
     tail = EventTail(study.server_config.parent / "state" / "events.jsonl")
@@ -94,7 +95,7 @@ def federate(folder: Path, study: Study) -> tuple[Progress, float]:
     try:
         processes.start_server(study.server_config)
         for name, config in study.site_configs.items():
-            processes.start_site(name, config, die_in_round=KILLED_IN_ROUND if name == KILLED_SITE else 0)
+            processes.start_site(name, config, die_in_round=killed_in_round if name == KILLED_SITE else 0)
         restarted = False
         with Display(progress) as display:
             while not progress.finished:
@@ -102,7 +103,7 @@ def federate(folder: Path, study: Study) -> tuple[Progress, float]:
                     progress.take(event)
                 if not restarted and processes.was_killed(KILLED_SITE):
                     display.note(
-                        f"{KILLED_SITE} was killed in round {KILLED_IN_ROUND}, its keys shared, its vector not yet "
+                        f"{KILLED_SITE} was killed in round {killed_in_round}, its keys shared, its vector not yet "
                         "sent; starting it again"
                     )
                     processes.start_site(KILLED_SITE, study.site_configs[KILLED_SITE])
@@ -169,6 +170,7 @@ def conclude(folder: Path, prepared: Prepared, progress: Progress, seconds: floa
         seconds=seconds,
         dimension=dimension(model),
         names=progress.names,
+        mode=policy.privacy.mode,
     )
     return outcome, samples
 
@@ -235,6 +237,8 @@ def print_outcome(outcome: Outcome, folder: Path) -> None:
             f"{outcome.bytes_up_by_site[name] / 1e6:.2f}",
         )
     console.print(sites)
+    if outcome.mode != DEFAULT_MODE:
+        console.print(outcome.guarantee())
     for sentence in outcome.dropouts():
         console.print(sentence)
     console.print(f"largest error of {outcome.rounds_checked} published sums: {outcome.max_abs_sum_error:g}")
@@ -248,11 +252,18 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Run the demo in runs/demo, which is made anew."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument(
+        "--mode", default=None, help=f"{', '.join(CHANGES)}; or the environment variable MODE; default {DEFAULT_MODE}"
+    )
+    mode = chosen_mode(parser.parse_args().mode)
     folder = Path("runs/demo")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     say("writing 5,000 handwritten digits, keys, certificates, policy and ledgers to runs/demo")
-    prepared = prepare(folder)
+    prepared = prepare(folder, policy_text(mode))
+    if mode != DEFAULT_MODE:
+        say(f"mode {mode}: {TRUST[mode]}")
     say("starting one server and four sites, each a process of its own")
     progress, seconds = federate(folder, prepared.study)
     shutil.copyfile(

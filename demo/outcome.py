@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from demo.modes import DEFAULT_MODE, TRUST
 from fedmvp.evaluation.accuracy import Accuracy
 from privacy.ledger import PrivacySpent
 from secure_agg.policy import SecureSumPolicy
@@ -33,6 +34,7 @@ class Outcome:
         seconds: from the start of the first process to the end of the last.
         dimension: trained parameters.
         names: site names by number.
+        mode: who added the noise, and to what.
     """
 
     zero_shot: Accuracy
@@ -48,6 +50,7 @@ class Outcome:
     seconds: float
     dimension: int
     names: dict[str, str]
+    mode: str = DEFAULT_MODE
 
     @property
     def epsilon(self) -> float:
@@ -83,6 +86,11 @@ class Outcome:
             sentences.append(f"Round {number} was completed without {site}, which was killed in it; {again}.")
         return sentences
 
+    def guarantee(self) -> str:
+        """What the epsilons stand on, in sentences."""
+        spent = next(iter(self.spent.values()))
+        return f"Mode {self.mode}, unit {spent.unit}, accountant {spent.accountant}. {TRUST[self.mode]}"
+
     def summary(self) -> dict[str, Any]:
         """The content of summary.json."""
         any_spent = next(iter(self.spent.values()))
@@ -101,6 +109,8 @@ class Outcome:
                     ("probe", self.probe),
                 )
             },
+            "mode": self.mode,
+            "trust": TRUST[self.mode],
             "epsilon": self.epsilon,
             "delta": any_spent.delta,
             "neighboring_relation": any_spent.neighboring_relation,
@@ -143,8 +153,9 @@ def check_sums(folder: Path, policy: SecureSumPolicy, roster_names: dict[int, st
         with np.load(path) as published:
             total, survivors = published["total"], [int(site) for site in published["survivors"]]
         sent = [np.load(folder / roster_names[site] / f"sent-{number:05d}.npy") for site in survivors]
-        exact = np.sum([vector.view(f"i{vector.itemsize}").astype(np.int64) for vector in sent], axis=0)
-        decoded = decode_sum(policy, total, len(survivors))
-        largest = max(largest, float(np.abs(decoded.values - exact / 2.0**policy.fraction_bits).max()))
+        decode_sum(policy, total, len(survivors))  # refuses what no such sites can make
+        exact = np.sum(sent, axis=0, dtype=policy.dtype)  # in the ring, where no digit is lost
+        off = (total - exact).view(f"i{policy.ring_bits // 8}")
+        largest = max(largest, float(np.abs(off.astype(np.float64)).max()) / 2.0**policy.fraction_bits)
         checked[number] = True
     return largest, len(checked)

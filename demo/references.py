@@ -2,7 +2,8 @@
 
 Both run in this process, over the same sites, rounds, steps and server optimizer as the study, with plain sums
 in place of
-masked ones: masking does not change a sum. The probe pays the same epsilon at the same delta from ledgers of its own.
+masked ones: masking does not change a sum. The probe pays the same epsilon at the same delta from ledgers of its own,
+in the study's own mode.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def nonprivate_accuracy(
 ) -> Accuracy:
     """Accuracy of the same study with the mode UNSAFE-no-dp."""
     params = without_privacy(policy.privacy_parameters(len(initial_parameters(model))))
-    ledgers = [unsafe_ledger(folder / f"nonprivate-{i}.sqlite", params.delta) for i in range(len(sites))]
+    ledgers = [
+        unsafe_ledger(folder / f"nonprivate-{i}.sqlite", params.delta, unit=params.unit) for i in range(len(sites))
+    ]
     try:
         simulated = [
             Site(
@@ -97,6 +100,7 @@ def probe_accuracy(
             dataset_id=f"probe-{i}",
             delta=params.delta,
             epsilon_max=policy.privacy.epsilon_max,
+            unit=params.unit,
         )
         for i in range(len(sites))
     ]
@@ -133,9 +137,9 @@ def probe_accuracy(
         return accuracy_of(probe(public.features.tensors["zero_shot"]), public.labels), epsilon
 
 
-def unsafe_ledger(path: Path, delta: float) -> Ledger:
+def unsafe_ledger(path: Path, delta: float, *, unit: str = "record") -> Ledger:
     """A ledger that permits training without privacy: for comparison, on images that may be public."""
-    return Ledger.create(path, dataset_id=path.stem, delta=delta, epsilon_max=math.inf, unsafe=True)
+    return Ledger.create(path, dataset_id=path.stem, delta=delta, epsilon_max=math.inf, unit=unit, unsafe=True)
 
 
 def initial_parameters(model: PromptedModel) -> Vector:

@@ -52,7 +52,8 @@ def headline(outcome: Outcome) -> str:
     """One honest sentence: above zero-shot only if the intervals do not touch."""
     gain = outcome.tuned.value - outcome.zero_shot.value
     spent = next(iter(outcome.spent.values()))
-    budget = f"at epsilon {outcome.epsilon:.2f}, delta {spent.delta:g} for each {spent.unit} of each site"
+    protected = "each site" if spent.unit == "site" else f"each {spent.unit} of each site"
+    budget = f"at epsilon {outcome.epsilon:.2f}, delta {spent.delta:g} for {protected}, mode {outcome.mode}"
     if outcome.tuned.low > outcome.zero_shot.high:
         return f"{gain * 100:+.1f} points over zero-shot, beyond the 95 % intervals of both, {budget}."
     return f"{gain * 100:+.1f} points over zero-shot, within the 95 % intervals: no gain is shown, {budget}."
@@ -129,7 +130,11 @@ def epsilon_plot(outcome: Outcome) -> str:
             if site in event["receipts"]
         ]
         axes.plot(*zip(*points, strict=True), linewidth=1.4, marker="", label=name, alpha=0.8)
-    axes.set(xlabel="round", ylabel=f"epsilon at delta {next(iter(outcome.spent.values())).delta:g}", ylim=(0, None))
+    axes.set(
+        xlabel="round",
+        ylabel=f"epsilon at delta {next(iter(outcome.spent.values())).delta:g}, {outcome.mode}",
+        ylim=(0, None),
+    )
     axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     return finish(figure)
 
@@ -180,5 +185,5 @@ def happened(outcome: Outcome) -> str:
         f"{len(outcome.rounds)} rounds, {outcome.dimension:,} trained parameters, {outcome.seconds:.0f} seconds from the first process to the last.",
         f"The server recovered {outcome.rounds_checked} sums; the largest difference from the exact sum of what the sites wrote down before masking is {outcome.max_abs_sum_error:g}.",
     ]
-    sentences += outcome.dropouts()
+    sentences += [outcome.guarantee(), *outcome.dropouts()]
     return "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from demo.modes import DEFAULT_MODE
 from fedmvp.errors import ExitCode, UserError
 
 Event = dict[str, Any]
@@ -63,12 +64,14 @@ class Progress:
     rounds_seen: list[Event] = field(default_factory=list)
     first_round_at: float | None = None
     finished: bool = False
+    mode: str = DEFAULT_MODE
 
     def take(self, event: Event) -> None:
         """Learn from one event."""
         kind = event["event"]
         if kind == "run-started":
             self.zero_shot = self.accuracy = event["accuracy"]
+            self.mode = event.get("mode", DEFAULT_MODE)
             self.names = {str(number): name for number, name in event["sites"].items()}
         elif kind == "phase":
             self.phase = f"round {event['round']}: {event['phase'].replace('_', ' ')}"
@@ -156,6 +159,7 @@ class Display:
             "accuracy": p.accuracy,
             "epsilon_by_site": {name: round(value, 3) for name, value in p.epsilon_by_site.items()},
             "seconds_left": None if left is None else round(left),
+            **({"mode": p.mode} if p.mode != DEFAULT_MODE else {}),
             **({"notes": fresh} if fresh else {}),
         }
 
@@ -168,5 +172,5 @@ class Display:
         if p.accuracy is not None and p.zero_shot is not None:
             table.add_row("accuracy", f"{p.accuracy:.3f}", f"zero-shot {p.zero_shot:.3f}")
         spent = "  ".join(f"{name} {value:.2f}" for name, value in sorted(p.epsilon_by_site.items()))
-        table.add_row("epsilon", "by site", spent)
+        table.add_row("epsilon", "by site" if p.mode == DEFAULT_MODE else f"by site, {p.mode}", spent)
         return Group(table, *(Text(f"  {note}", style="yellow") for note in p.notes))

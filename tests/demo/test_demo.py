@@ -8,16 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from demo.__main__ import print_outcome
+from demo.__main__ import federate, prepare, print_outcome
 from demo.digits import NAMES, PUBLIC_IMAGES, write_digits
+from demo.modes import CHANGES, DEFAULT_MODE, TRUST, chosen_mode, policy_text
 from demo.outcome import Outcome, check_sums
+from demo.references import LabelledFeatures, nonprivate_accuracy, probe_accuracy
 from demo.report import SamplePrediction, headline, write_report
-from demo.watch import EventTail, Progress
+from demo.watch import Display, EventTail, Progress
 from fedmvp.errors import UserError
 from fedmvp.evaluation.accuracy import Accuracy
+from fedmvp.model.features import extract_features
+from fedmvp.model.from_policy import build_prompted_model
+from fedmvp.model.parameters import dimension
 from fedmvp.study.policy import parse_policy
-from privacy.accountant import epsilon
+from privacy.accountant import composition, epsilon
 from privacy.ledger import PrivacySpent
 from privacy.mechanism import SubsampledGaussian
 from secure_agg.policy import SecureSumPolicy
@@ -79,6 +85,58 @@ def test_the_demos_policy_is_valid_and_stays_within_its_own_budget() -> None:
     assert policy.secure_sum(10).threshold(4) == 3
     assert policy.secure_sum(10).min_honest == 2
     assert epsilon([mechanism], privacy.delta) <= privacy.epsilon_max <= 8.0
+
+
+@pytest.mark.parametrize("mode", list(CHANGES))
+def test_the_demos_policy_in_every_mode_stays_within_its_own_budget(mode: str) -> None:
+    policy = parse_policy(policy_text(mode).encode())
+    cost = policy.privacy_parameters(4096).mechanism
+
+    assert policy.privacy.mode == mode
+    assert 7.8 < composition([cost] * policy.study.rounds, policy.privacy.delta) <= policy.privacy.epsilon_max == 8.0
+    assert policy.secure_sum(4096).threshold(4) == 3
+
+
+def test_the_default_is_the_policy_on_disk() -> None:
+    assert policy_text(DEFAULT_MODE).encode() == (ROOT / "demo" / "policy.toml").read_bytes()
+
+
+def test_the_mode_comes_from_the_option_then_the_environment_then_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODE", "silo-distributed")
+    assert chosen_mode("record-distributed") == "record-distributed"
+    assert chosen_mode(None) == "silo-distributed"
+    monkeypatch.setenv("MODE", "")
+    assert chosen_mode(None) == DEFAULT_MODE == "record-local"
+    monkeypatch.setenv("MODE", "UNSAFE-no-dp")
+    with pytest.raises(UserError, match="UNSAFE-no-dp") as caught:
+        chosen_mode(None)
+    assert "record-distributed" in caught.value.remedy
+
+
+@pytest.mark.parametrize("mode", list(CHANGES))
+def test_the_references_run_in_every_mode_and_the_probe_pays_what_the_study_pays(mode: str, tmp_path: Path) -> None:
+    policy = parse_policy(policy_text(mode).replace("rounds = 60", "rounds = 2").encode())
+    model = build_prompted_model(policy)
+    images = torch.randint(0, 256, (12, 3, model.backbone.image_size, model.backbone.image_size), dtype=torch.uint8)
+    site = LabelledFeatures(extract_features(model, images), torch.arange(12) % 10)
+    probe, paid = probe_accuracy(policy, model, [site] * 4, site, tmp_path)
+    plain = nonprivate_accuracy(policy, model, [site] * 4, site, tmp_path)
+
+    assert probe.total == plain.total == 12
+    assert paid == pytest.approx(composition([policy.privacy_parameters(4096).mechanism] * 2, 1e-5), rel=1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["record-distributed", "silo-distributed"])
+def test_a_short_demo_runs_through_in_every_distributed_mode(mode: str, tmp_path: Path) -> None:
+    prepared = prepare(tmp_path, policy_text(mode).replace("rounds = 60", "rounds = 4"))
+    progress, _ = federate(tmp_path, prepared.study, killed_in_round=2)
+    model = build_prompted_model(prepared.study.policy)
+    names = {entry.site_id: entry.name for entry in prepared.study.roster.entries}
+
+    assert progress.mode == mode
+    assert len(progress.rounds_seen) == 4
+    assert check_sums(tmp_path / "sums", prepared.study.policy.secure_sum(dimension(model)), names) == (0.0, 4)
 
 
 def test_an_event_that_is_still_being_written_is_read_once_it_is_whole(tmp_path: Path) -> None:
@@ -173,6 +231,40 @@ def test_the_readme_shows_the_tables_that_the_demo_prints(capsys: pytest.Capture
         words = label.split()
         assert [line for line in printed if line[: len(words)] == words]
         assert [line for line in shown if line[: len(words)] == words]
+
+
+@pytest.mark.parametrize("mode", list(CHANGES))
+def test_what_an_epsilon_stands_on_is_told_beside_it(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unit = "site" if mode == "silo-distributed" else "record"
+    spent = PrivacySpent(2.5, 1e-5, "add-or-remove-one", unit, "some accountant", 2, 2)
+    one = outcome(mode=mode, spent={"site-1": spent, "site-2": spent})
+    print_outcome(one, Path("runs/demo"))
+    printed = " ".join(capsys.readouterr().out.split())
+    write_report(tmp_path / "report.html", one, [])
+    page = (tmp_path / "report.html").read_text()
+    summary = one.summary()
+
+    assert (TRUST[mode] in printed) is (mode != DEFAULT_MODE)
+    assert "some accountant" in printed
+    assert TRUST[mode].replace("'", "&#x27;") in page
+    assert f"mode {mode}" in headline(one)
+    assert (summary["mode"], summary["trust"], summary["accountant"]) == (mode, TRUST[mode], "some accountant")
+
+
+def test_a_distributed_mode_is_in_every_line_of_progress_and_the_default_adds_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = {}
+    for mode in CHANGES:
+        progress = Progress(rounds=2)
+        progress.take({"event": "run-started", "accuracy": 0.5, "sites": {"1": "site-1"}, "mode": mode})
+        Display(progress).refresh(force=True)
+        lines[mode] = json.loads(capsys.readouterr().err)
+
+    assert "mode" not in lines[DEFAULT_MODE]
+    assert all(line["mode"] == mode for mode, line in lines.items() if mode != DEFAULT_MODE)
 
 
 def test_a_return_is_told_only_when_the_site_is_in_a_later_sum() -> None:

@@ -181,7 +181,9 @@ class Claim:
             return ""
         worked = "; ".join(
             f"k = {k}: epsilon {epsilon:.3g}, delta {delta:.2g}" + (" (nothing)" if delta >= 1 else "")
-            for k, (epsilon, delta) in ((k, group_privacy(self.epsilon_planned, self.delta, k)) for k in GROUP_SIZES)
+            for k, (epsilon, delta) in (
+                (k, group_privacy(min(self.epsilon_planned, self.epsilon_max), self.delta, k)) for k in GROUP_SIZES
+            )
         )
         return f"a patient with k images has k*epsilon and k*e^((k-1)*epsilon)*delta. When the study is over, {worked}"
 
@@ -207,7 +209,7 @@ class Claim:
             ("neighbours", f"{self.neighboring_relation}: datasets that differ by one {self.unit}"),
             ("epsilon spent", _number(self.epsilon_spent)),
             ("epsilon planned", f"{_number(self.epsilon_planned)} once the study is complete"),
-            ("epsilon limit", _number(self.epsilon_max)),
+            ("epsilon limit", f"{self.epsilon_max:g}: what would pass it is not released"),
             ("delta", f"{self.delta:g}"),
             ("accountant", f"{self.accountant} ({self.software})"),
             *group,

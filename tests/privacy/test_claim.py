@@ -119,6 +119,13 @@ def test_a_card_for_records_works_out_what_a_patient_with_several_images_has() -
     assert run_claim(SILO).group == ""
 
 
+def test_a_group_has_no_more_than_the_limit_lets_out() -> None:
+    claim = make_run_claim(PARAMS, released=0, rounds=4, epsilon_max=0.5)
+    assert claim.epsilon_planned > 0.5
+    assert "k = 2: epsilon 1, " in claim.group
+    assert dict(claim.rows())["epsilon limit"].startswith("0.5:")
+
+
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_group_privacy_is_the_k_fold_application_of_the_definition(k: int) -> None:
     epsilon, delta = group_privacy(0.5, 1e-5, k)

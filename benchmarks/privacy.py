@@ -1,10 +1,13 @@
-"""Noise on one core: float64 normals against torch's own, and exact discrete Gaussians.
+"""Noise on one core: float64 normals against torch's own, and exact discrete Gaussians. What a round's privacy costs.
 
-    python -m benchmarks.privacy [--draws 1000000] [--repeats 9] [--json]
+    python -m benchmarks.privacy [--draws 1000000] [--repeats 9] [--rounds 60] [--rows 10000] [--json]
 
 Rates are in millions of draws a second of processor time, the fastest of the repeats; every generator is timed in turns
 with torch.randn(dtype=float64), so that the ratio to it survives a busy machine. torch's generator is a fast one that
 anybody who sees enough of it can predict; noise for privacy needs a cryptographic one.
+
+Behind it: the time to charge a round durably, to verify a long ledger, and how much louder the mean of four sites is
+where each adds all of its noise itself than where they share it, by theory and by the real code.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.privacy_rounds import CHARGED_ROUNDS, LEDGER_ROWS, print_rounds, rounds_report
 from privacy.discrete_gaussian import TABLE_LIMIT, DiscreteGaussian
 from privacy.noise import KeyStream, gaussian
 
@@ -65,6 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=1_000_000, help="draws in each vector")
     parser.add_argument("--repeats", type=int, default=9, help="vectors of each kind")
+    parser.add_argument("--rounds", type=int, default=CHARGED_ROUNDS, help="rounds to charge")
+    parser.add_argument("--rows", type=int, default=LEDGER_ROWS, help="rows of the ledger that is verified")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,12 +79,15 @@ def main() -> None:
         name: {"million_per_second": round(rate, 2), "ratio_to_torch_randn": round(rate / rates[REFERENCE], 3)}
         for name, rate in rates.items()
     }
+    report = rounds_report(arguments.rounds, arguments.rows)
     if arguments.json:
-        print(json.dumps({"draws": arguments.draws, "repeats": arguments.repeats, "noise": rows}, indent=2))
+        output = {"draws": arguments.draws, "repeats": arguments.repeats, "noise": rows, **report}
+        print(json.dumps(output, indent=2))
         return
     print(f"{'generator':<34}{'M/s, one core':>15}{'to torch.randn':>16}")
     for name, row in rows.items():
         print(f"{name:<34}{row['million_per_second']:>15.1f}{row['ratio_to_torch_randn']:>16.2f}")
+    print_rounds(report)
 
 
 if __name__ == "__main__":

@@ -488,3 +488,36 @@ def test_a_store_never_replaces_a_ledger_that_appears_during_creation(
     with pytest.raises(LedgerExists):
         LedgerStore.create(path, ledger.entries()[0])
     assert path.read_bytes() == b"somebody else's"
+
+
+def test_a_head_recorded_elsewhere_is_asked_for_while_the_ledger_is_open(
+    ledger: Ledger, params: PrivacyParameters
+) -> None:
+    before = ledger.head
+    _charge(ledger, params, range(1, 2))
+    ledger.require_head(before)
+    ledger.require_head(ledger.head)
+    with pytest.raises(LedgerRolledBack, match="recorded earlier"):
+        ledger.require_head(bytes(32))
+
+
+@pytest.mark.parametrize("attempt", [0, -1])
+def test_attempts_count_from_one(ledger: Ledger, attempt: int) -> None:
+    with pytest.raises(ValueError, match="attempts count from 1"):
+        ledger.mark_attempt("run", 1, attempt)
+
+
+def test_a_fork_can_neither_charge_nor_use_a_token_nor_close_the_ledger(
+    ledger: Ledger, params: PrivacyParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (token,) = _charge(ledger, params, range(1, 2))
+    with monkeypatch.context() as forked:
+        forked.setattr("os.getpid", lambda: -1)
+        with pytest.raises(LedgerError, match="not to a fork"):
+            ledger.reserve("run", 2, params, POLICY)
+        with pytest.raises(TokenSpent, match="belongs to the process"):
+            token.consume()
+        ledger.close()
+        with pytest.raises(LedgerLocked):
+            Ledger.open(ledger.path)
+    token.consume()

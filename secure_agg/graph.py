@@ -68,6 +68,8 @@ def sparse_parameters(n: int, colluders: int, dropped: int) -> GraphParameters |
         The parameters, or None if only the complete graph would do.
     """
     others = n - dropped - 1  # in the smallest graph allowed, seen from one site
+    if 2 * dropped + colluders >= others:
+        return None  # not even the means leave enough holders
     throws = MAX_ATTEMPTS * sum(comb(n, withheld) for withheld in range(MAX_WITHHELD_NONCES + 1))
     security = SECURITY_BITS + _ceil_log2(2 * n * throws)
     correctness = CORRECTNESS_BITS + _ceil_log2(n)
@@ -88,12 +90,14 @@ def _ceil_log2(value: int) -> int:
 def _exceeded_rarely(population: int, marked: int, draws: int, bits: int) -> int:
     """Return the smallest a with P[more than a marked among the draws] <= 2^-bits, drawing without replacement."""
     marked = min(marked, population)
-    total, tail, a = comb(population, draws), 0, min(marked, draws)
-    while a > 0:
-        tail += comb(marked, a) * comb(population - marked, draws - a)
+    unmarked, most = population - marked, min(marked, draws)
+    total, tail = comb(population, draws), 0
+    ways = comb(marked, most) * comb(unmarked, draws - most)
+    for a in range(most, 0, -1):
+        tail += ways
         if tail << bits > total:
             return a
-        a -= 1
+        ways = ways * a * (unmarked - draws + a) // ((marked - a + 1) * (draws - a + 1))
     return 0
 
 

@@ -21,7 +21,7 @@ from secure_agg.keys import derive
 COMPLETE_GRAPH_LIMIT_SITES = 100
 SECURITY_BITS = 40  # an attempt's sum splits with a probability of at most 2^-40
 CORRECTNESS_BITS = 20  # an attempt with the stated dropouts fails for lack of shares with at most 2^-20
-MAX_WITHHELD_NONCES = 8  # sites that may fall silent between their keys and their nonce
+MAX_WITHHELD_NONCES = 64  # sites that may fall silent between their keys and their nonce, in the largest cohorts
 MAX_ATTEMPTS = 16  # attempts at one round that a site joins on a sparse graph: each is another throw of the dice
 
 _WORD_BYTES = 8
@@ -37,12 +37,14 @@ class GraphParameters:
         degree: neighbours of each site, even on a sparse graph; every other site on the complete graph.
         share_threshold: shares that recover a site's secret, out of those its neighbours and itself hold.
         key_floor: fewest sites that may be in the graph.
+        max_withheld: most sites with keys that may be missing from it.
     """
 
     sparse: bool
     degree: int
     share_threshold: int
     key_floor: int
+    max_withheld: int = 0
 
     @property
     def name(self) -> str:
@@ -70,7 +72,8 @@ def sparse_parameters(n: int, colluders: int, dropped: int) -> GraphParameters |
     others = n - dropped - 1  # in the smallest graph allowed, seen from one site
     if 2 * dropped + colluders >= others:
         return None  # not even the means leave enough holders
-    throws = MAX_ATTEMPTS * sum(comb(n, withheld) for withheld in range(MAX_WITHHELD_NONCES + 1))
+    max_withheld = min(dropped, MAX_WITHHELD_NONCES)
+    throws = MAX_ATTEMPTS * sum(comb(n, withheld) for withheld in range(max_withheld + 1))
     security = SECURITY_BITS + _ceil_log2(2 * n * throws)
     correctness = CORRECTNESS_BITS + _ceil_log2(n)
     for half in range(1, others // 2 + 1):
@@ -79,7 +82,7 @@ def sparse_parameters(n: int, colluders: int, dropped: int) -> GraphParameters |
         if threshold > 2 * half + 1:
             continue
         if 2 * half + 1 - _exceeded_rarely(others, dropped, 2 * half, correctness) >= threshold:
-            return GraphParameters(True, 2 * half, threshold, n - dropped)
+            return GraphParameters(True, 2 * half, threshold, n - dropped, max_withheld)
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import threading
 import time
 from collections import Counter, defaultdict
@@ -29,7 +30,8 @@ DROPOUT_PERMILLE = 50
 COLLUDER_PERMILLE = 50
 SAY_EVERY_S = 10.0
 VERIFY = "verify"  # the signature check, replaced here by one that is counted
-DROP_ORDER = ("input", "shares", "confirm", "unmask", "keys", "nonce")  # the phase a dropping site no longer answers
+DROP_SEED = 2020
+DROP_PHASES = ("keys", "nonce", "shares", "input", "confirm", "unmask")  # one is that a dropping site no longer answers
 
 
 class Meter:
@@ -81,10 +83,13 @@ class Progress:
 
 
 def dropouts(clients: int, *, sparse: bool) -> dict[int, str]:
-    """Choose the sites that fall silent, evenly over the ids, and the phase of each in turn."""
+    """Choose the sites that fall silent and the phase of each: as many in each phase, shuffled by a fixed seed."""
     count = clients * DROPOUT_PERMILLE // 1000
-    order = DROP_ORDER if sparse else DROP_ORDER[:-1]
-    return {1 + number * clients // count: order[number % len(order)] for number in range(count)}
+    phases = [phase for phase in DROP_PHASES if sparse or phase != "nonce"]
+    shuffled = random.Random(DROP_SEED)
+    sites = shuffled.sample(range(1, clients + 1), count)
+    shuffled.shuffle(phases)
+    return {site: phases[number % len(phases)] for number, site in enumerate(sites)}
 
 
 def enrol(clients: int, floats: int) -> Consortium:

@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from secure_agg.context import RoundContext
 from secure_agg.errors import AggregationAborted, RemoteProtocolError
-from secure_agg.graph import MAX_WITHHELD_NONCES
-from secure_agg.keys import first_unsigned
+from secure_agg.keys import first_unsigned, is_canonical
 from secure_agg.messages import (
     AdvertiseKeys,
     GraphNonce,
@@ -69,6 +68,8 @@ class ClientChecks:
         for advert in others:
             if bool(advert.nonce_commitment) != self._graph.sparse:
                 raise RemoteProtocolError(advert.sender, step, "a nonce commitment is not what the graph asks for")
+            if not (is_canonical(advert.encryption_key) and is_canonical(advert.mask_key)):
+                raise RemoteProtocolError(advert.sender, step, "a public key is not in its canonical form")
         public = [key for advert in adverts for key in (advert.encryption_key, advert.mask_key)]
         if len(set(public)) != len(public):
             raise RemoteProtocolError(None, step, "a public key occurs twice")
@@ -77,8 +78,8 @@ class ClientChecks:
         """Checks G1 to G3: all of U1 but a few are here, own nonce is unchanged, each opens its commitment."""
         step = Step.REVEAL_NONCES
         self._members(step, [item.sender for item in nonces], adverts, self._graph.key_floor)
-        if len(adverts) - len(nonces) > MAX_WITHHELD_NONCES:
-            raise RemoteProtocolError(None, step, f"more than {MAX_WITHHELD_NONCES} nonces are missing")
+        if len(adverts) - len(nonces) > self._graph.max_withheld:
+            raise RemoteProtocolError(None, step, f"more than {self._graph.max_withheld} nonces are missing")
         for item in nonces:
             if item.sender == self._site_id and item.nonce != own:
                 raise RemoteProtocolError(None, step, "this site's own nonce was changed")

@@ -235,27 +235,27 @@ class ClientSession:
             vector: ring elements (policy.length,) as :func:`secure_agg.ring.encode` makes them.
             releases: marks the round on disk; asked when everything that may refuse has been done, and before the
                 message is handed out. What it raises ends the attempt, unless it is a LocalProtocolError.
-            overwrite: mask the vector in place, which saves one copy of it: its content is lost whatever happens, and
-                it becomes the message's and read-only. Otherwise it stays as it is.
+            overwrite: mask the vector in place, which saves one copy of it: it becomes the message's and read-only, and
+                a register that refuses ends the attempt too. Otherwise the vector stays as it is.
 
         Returns:
             The message, whose vector is uniform to whoever lacks the seeds.
 
         Raises:
             LocalProtocolError: if the vector's type, length or range is wrong, or a vector of this round may have left
-                before; nothing has changed.
+                before; nothing has changed, unless the vector was to be overwritten.
         """
         with self._moving(ClientEvent.MASKED_INPUT, Step.MASKED_INPUT):
             check_encoded(self._policy, vector)
             masked = vector if overwrite else vector.copy()
-            jobs = self._secrets.mask_jobs(self._neighbours, self._shares_hash)
-            self._masker(masked, jobs, cipher=self._policy.mask_cipher)
-            masked.flags.writeable = False
-            own_digest = vector_digest(masked)
-            tag, fields = input_statement(self._shares_hash, self._site_id, own_digest)
-            message = MaskedInput(self._site_id, masked, own_digest, self._signing_key.sign(tag, *fields))
-            releases.mark(self._context.run_id, self._context.round)
-            self._own_input = InputDigest(self._site_id, own_digest, message.signature)
+            try:
+                message = self._mask(masked)
+                releases.mark(self._context.run_id, self._context.round)
+            except LocalProtocolError:
+                if overwrite:  # the caller holds a masked vector now: these masks must never cover another
+                    self._die()
+                raise
+            self._own_input = InputDigest(self._site_id, message.digest, message.signature)
             self._secrets.forget_masks()
             return message
 
@@ -347,12 +347,26 @@ class ClientSession:
             raise
         except BaseException as failure:
             # Whatever went wrong, a half-finished attempt must never be completed.
-            self._erase()
-            self._state = ClientState.DEAD
+            self._die()
             if isinstance(failure, RemoteProtocolError):
                 self._accused = failure.peer or 0
+                self._step = Step(failure.step)
             raise
         self._state = target
+
+    def _die(self) -> None:
+        """Erase the secrets and answer nothing more but an abort."""
+        self._erase()
+        self._state = ClientState.DEAD
+
+    def _mask(self, vector: NDArray[Any]) -> MaskedInput:
+        """Mask a vector in place and sign its hash."""
+        jobs = self._secrets.mask_jobs(self._neighbours, self._shares_hash)
+        self._masker(vector, jobs, cipher=self._policy.mask_cipher)
+        vector.flags.writeable = False
+        own_digest = vector_digest(vector)
+        tag, fields = input_statement(self._shares_hash, self._site_id, own_digest)
+        return MaskedInput(self._site_id, vector, own_digest, self._signing_key.sign(tag, *fields))
 
     def _erase(self) -> None:
         """Drop every secret of the attempt, so that it can never be completed."""

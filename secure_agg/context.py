@@ -6,6 +6,7 @@ signatures that the other does not accept, and masks that do not cancel.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -16,6 +17,8 @@ from secure_agg.graph import MAX_ATTEMPTS
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.roster import Roster
 from secure_agg.transitions import Step
+
+NAME = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class RoundContext:
     share_threshold: int
 
     def __post_init__(self) -> None:
-        if not self.run_id.isprintable() or any(ord(character) > 126 for character in self.run_id + self.graph):
-            raise _refusal("a name in the round context is not printable ASCII")
+        if not (NAME.fullmatch(self.run_id) and NAME.fullmatch(self.graph)):
+            raise _refusal("a name in the round context is not printable ASCII without spaces")
         numbers_fit = (
             1 <= self.round < 2**64
             and 1 <= self.attempt < 2**32
@@ -70,6 +73,10 @@ class RoundContext:
             raise _refusal("a hash of the round context is not 32 bytes long")
         if list(self.cohort) != sorted(set(self.cohort)):
             raise _refusal("the cohort is not in ascending order without repeats")
+
+    def __repr__(self) -> str:
+        where = f"run_id={self.run_id!r}, round={self.round}, attempt={self.attempt}"
+        return f"RoundContext({where}, cohort=<{len(self.cohort)} sites>, graph={self.graph!r})"
 
     @cached_property
     def hash(self) -> bytes:
@@ -198,6 +205,7 @@ def validate_context(
     run_id: str,
     policy_hash: bytes,
     model_hash: bytes,
+    last_round: int,
     last_round_released: int,
     last_attempt_seen: tuple[int, int],
 ) -> None:
@@ -211,6 +219,7 @@ def validate_context(
         run_id: the run of the site's own signed policy; the counters below are those of this run.
         policy_hash: hash of the site's own signed policy.
         model_hash: hash of the model state this site actually received.
+        last_round: the last round that the policy plans.
         last_round_released: highest round for which a masked vector may have left this site, 0 if none.
         last_attempt_seen: (round, attempt) of the newest attempt this site ever joined, (0, 0) if none.
 
@@ -223,6 +232,8 @@ def validate_context(
         raise _refusal("the policy is not the one this site holds")
     if context.model_hash != model_hash:
         raise _refusal("the announced model hash is not that of the model received")
+    if context.round > last_round:
+        raise _refusal(f"the policy ends with round {last_round}")
     if context.round <= last_round_released:
         raise _refusal(f"a vector for round {context.round} or a later one was already released")
     if (context.round, context.attempt) <= last_attempt_seen:

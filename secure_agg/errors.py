@@ -74,6 +74,9 @@ class PolicyError(SecureAggregationError, ValueError):
 class RosterError(SecureAggregationError, ValueError):
     """A roster contradicts itself or does not know a site."""
 
+    def __init__(self, *details: object, remedy: str = "have the roster corrected and signed again") -> None:
+        super().__init__(*details, remedy=remedy)
+
 
 class ShareError(SecureAggregationError, ValueError):
     """Secret shares are malformed, too few, or do not recombine to a 32-byte secret."""

@@ -21,7 +21,7 @@ from secure_agg.keys import derive
 COMPLETE_GRAPH_LIMIT_SITES = 100
 SECURITY_BITS = 40  # an attempt's sum splits with a probability of at most 2^-40
 CORRECTNESS_BITS = 20  # an attempt with the stated dropouts fails for lack of shares with at most 2^-20
-MAX_WITHHELD_NONCES = 8  # sites that may fall silent between their keys and their nonce
+MAX_WITHHELD_NONCES = 64  # sites that may fall silent between their keys and their nonce, in the largest cohorts
 MAX_ATTEMPTS = 16  # attempts at one round that a site joins on a sparse graph: each is another throw of the dice
 
 _WORD_BYTES = 8
@@ -37,12 +37,14 @@ class GraphParameters:
         degree: neighbours of each site, even on a sparse graph; every other site on the complete graph.
         share_threshold: shares that recover a site's secret, out of those its neighbours and itself hold.
         key_floor: fewest sites that may be in the graph.
+        max_withheld: most sites with keys that may be missing from it.
     """
 
     sparse: bool
     degree: int
     share_threshold: int
     key_floor: int
+    max_withheld: int = 0
 
     @property
     def name(self) -> str:
@@ -68,7 +70,10 @@ def sparse_parameters(n: int, colluders: int, dropped: int) -> GraphParameters |
         The parameters, or None if only the complete graph would do.
     """
     others = n - dropped - 1  # in the smallest graph allowed, seen from one site
-    throws = MAX_ATTEMPTS * sum(comb(n, withheld) for withheld in range(MAX_WITHHELD_NONCES + 1))
+    if 2 * dropped + colluders >= others:
+        return None  # not even the means leave enough holders
+    max_withheld = min(dropped, MAX_WITHHELD_NONCES)
+    throws = MAX_ATTEMPTS * sum(comb(n, withheld) for withheld in range(max_withheld + 1))
     security = SECURITY_BITS + _ceil_log2(2 * n * throws)
     correctness = CORRECTNESS_BITS + _ceil_log2(n)
     for half in range(1, others // 2 + 1):
@@ -77,7 +82,7 @@ def sparse_parameters(n: int, colluders: int, dropped: int) -> GraphParameters |
         if threshold > 2 * half + 1:
             continue
         if 2 * half + 1 - _exceeded_rarely(others, dropped, 2 * half, correctness) >= threshold:
-            return GraphParameters(True, 2 * half, threshold, n - dropped)
+            return GraphParameters(True, 2 * half, threshold, n - dropped, max_withheld)
     return None
 
 
@@ -88,12 +93,14 @@ def _ceil_log2(value: int) -> int:
 def _exceeded_rarely(population: int, marked: int, draws: int, bits: int) -> int:
     """Return the smallest a with P[more than a marked among the draws] <= 2^-bits, drawing without replacement."""
     marked = min(marked, population)
-    total, tail, a = comb(population, draws), 0, min(marked, draws)
-    while a > 0:
-        tail += comb(marked, a) * comb(population - marked, draws - a)
+    unmarked, most = population - marked, min(marked, draws)
+    total, tail = comb(population, draws), 0
+    ways = comb(marked, most) * comb(unmarked, draws - most)
+    for a in range(most, 0, -1):
+        tail += ways
         if tail << bits > total:
             return a
-        a -= 1
+        ways = ways * a * (unmarked - draws + a) // ((marked - a + 1) * (draws - a + 1))
     return 0
 
 

@@ -21,6 +21,7 @@ from secure_agg.parallel import over_slices, usable_cores
 PRIVATE_KEY_BYTES = 32
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+CURVE25519_FIELD = 2**255 - 19
 SEED_BYTES = 32  # a full AES-256 key: a mask seed is never folded to fewer bits
 MIN_SIGNATURES_PER_THREAD = 4  # fewer are checked sooner than a thread is woken
 
@@ -131,6 +132,14 @@ class AgreementKey:
 
     def __repr__(self) -> str:
         return "AgreementKey(<private>)"
+
+
+def is_canonical(public: bytes) -> bool:
+    """Whether a public key is spelled in the one way that is let in: below 2^255 - 19, read as little-endian.
+
+    X25519 drops the top bit and reduces the rest, so that one key has several spellings.
+    """
+    return int.from_bytes(public, "little") < CURVE25519_FIELD
 
 
 def derive(secret: bytes, *, salt: bytes, info: bytes) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 
 MIN_BYTES_PER_THREAD = 2**20  # below, waking a thread costs more than it saves
@@ -44,8 +44,13 @@ def over_slices(work: Callable[[int, int], None], count: int, threads: int) -> N
         return
     step = -(-count // threads)
     *others, last = [(start, min(start + step, count)) for start in range(0, count, step)]
-    started = [_pool(os.getpid()).submit(work, *bounds) for bounds in others]
+    started: list[Future[None]] = []
     try:
+        for bounds in others:
+            try:
+                started.append(_pool(os.getpid()).submit(work, *bounds))
+            except RuntimeError:  # the interpreter is ending and takes no more work: do it here
+                work(*bounds)
         work(*last)
     finally:
         wait(started)

@@ -14,7 +14,7 @@ from secure_agg.shamir import parse_share, recover_verified
 from secure_agg.transcript import self_mask_commitment
 from secure_agg.transitions import Step
 
-MAX_ATTEMPTS = 4096  # sets of shares tried for one owner: two liars among 90 sites, or any number among 14
+MAX_ATTEMPTS = 4096  # sets of shares tried for one owner beyond what decoding finds: any number of liars among 14
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         self._holder_of = {self.roster.share_index(holder): holder for holder in self.messages}
+        self._distrusted: set[int] = set()  # who lied about one owner's share will about the next
         self._shares: dict[int, dict[int, bytes]] = {}
         for holder, message in self.messages.items():
             for share in message.shares:
@@ -90,11 +91,16 @@ class Reconstruction:
         """Recover one secret and note whose shares were wrong."""
         try:
             secret, wrong = recover_verified(
-                self._shares.get(owner, {}), self.context.share_threshold, opens, max_attempts=MAX_ATTEMPTS
+                self._shares.get(owner, {}),
+                self.context.share_threshold,
+                opens,
+                max_attempts=MAX_ATTEMPTS,
+                distrusted=self._distrusted,
             )
         except ShareError as refused:
             raise AggregationAborted(
                 Step.UNMASK, f"the secret of site {owner} cannot be recovered: {refused}"
             ) from None
         self.complaints += [Complaint(self._holder_of[index], owner) for index in wrong]
+        self._distrusted |= set(wrong)
         return secret

@@ -33,6 +33,11 @@ class AggregationResult:
     complaints: tuple[Complaint, ...]
     transcript_hash: bytes
 
+    def __repr__(self) -> str:
+        return (
+            f"AggregationResult(survivors={self.survivors}, dropped={self.dropped}, total=<{self.total.size} elements>)"
+        )
+
     @property
     def message(self) -> PublishedSum:
         """What every site is to be sent."""

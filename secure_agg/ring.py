@@ -36,6 +36,9 @@ class DecodedSum:
     values: NDArray[np.float64]
     weight: int
 
+    def __repr__(self) -> str:
+        return f"DecodedSum(values=<{self.values.size} numbers>, weight={self.weight})"
+
     @property
     def mean(self) -> NDArray[np.float64]:
         """The weighted mean of the inputs (d,)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from secure_agg.errors import (
     RemoteProtocolError,
     SignatureError,
 )
-from secure_agg.graph import MAX_WITHHELD_NONCES, Graph
-from secure_agg.keys import AgreementKey, first_unsigned, verify
+from secure_agg.graph import Graph
+from secure_agg.keys import PRIVATE_KEY_BYTES, AgreementKey, first_unsigned, is_canonical, verify
 from secure_agg.masks import Masker, MaskJob, add_masks
 from secure_agg.messages import (
     Abort,
@@ -63,6 +64,8 @@ from secure_agg.transcript import (
     survivors_statement,
 )
 from secure_agg.transitions import ServerEvent, ServerState, Step, next_state
+
+MASKS_AT_A_TIME = 4096  # a cipher's state takes a kilobyte for each
 
 _STEP_OF = {
     ServerState.ADVERTISE_KEYS: Step.ADVERTISE_KEYS,
@@ -159,6 +162,8 @@ class ServerSession:
                 message.sender, Step.ADVERTISE_KEYS, "a nonce commitment is not what the graph asks for"
             )
         public = {message.encryption_key, message.mask_key}
+        if not all(map(is_canonical, public)):
+            raise RemoteProtocolError(message.sender, Step.ADVERTISE_KEYS, "a public key is not in its canonical form")
         if len(public) < 2 or public & self._public_keys:
             raise RemoteProtocolError(message.sender, Step.ADVERTISE_KEYS, "a public key occurs twice")
         self._refuse_low_order(message)
@@ -188,7 +193,7 @@ class ServerSession:
 
         Whoever has not revealed its nonce is out of the attempt.
         """
-        floor = max(self._graph_parameters.key_floor, len(self._adverts) - MAX_WITHHELD_NONCES)
+        floor = max(self._graph_parameters.key_floor, len(self._adverts) - self._graph_parameters.max_withheld)
         with self._closing(ServerEvent.CLOSE_NONCES, len(self._nonces), floor):
             self._members = set(self._nonces)
             nonces = tuple(self._nonces[site_id] for site_id in sorted(self._nonces))
@@ -245,8 +250,8 @@ class ServerSession:
             raise RemoteProtocolError(message.sender, Step.MASKED_INPUT, "the vector is not the one that was hashed")
         statement = input_statement(self._shares_hash, message.sender, message.digest)
         self._verify(message.sender, message.signature, statement, Step.MASKED_INPUT)
-        np.add(self._total, vector, out=self._total)
         self._inputs[message.sender] = InputDigest(message.sender, message.digest, message.signature)
+        np.add(self._total, vector, out=self._total)  # last: an input must not be added a second time
 
     def close_masked_inputs(self) -> Survivors:
         """End phase 3: fix the survivors (U3) for good; AggregationAborted below the floor."""
@@ -318,7 +323,7 @@ class ServerSession:
             raise RemoteProtocolError(message.sender, message.step, "a site outside the cohort cannot leave it")
         statement = abort_statement(self._context, message.sender, message.step, message.code, message.accused)
         self._verify(message.sender, message.signature, statement, Step(message.step))
-        self._gone[message.sender] = message
+        self._gone.setdefault(message.sender, message)  # the first notice stands
 
     def _neighbours(self, site_id: int) -> frozenset[int]:
         """The sites paired with one in the graph, which the phases before this one have drawn."""
@@ -346,7 +351,7 @@ class ServerSession:
     @staticmethod
     def _refuse_low_order(message: AdvertiseKeys) -> None:
         """Refuse keys with which no site could agree on a secret, before they make every site abort."""
-        probe = AgreementKey.generate()
+        probe = AgreementKey(bytes(range(PRIVATE_KEY_BYTES)))  # any key finds a point of low order
         try:
             probe.exchange(message.encryption_key)
             probe.exchange(message.mask_key)
@@ -378,7 +383,9 @@ class ServerSession:
             commitments={site_id: message.commitment for site_id, message in self._shares.items()},
             messages=self._unmask,
         )
-        self._masker(self._total, self._leftover_masks(reconstruction), cipher=self._policy.mask_cipher)
+        masks = self._leftover_masks(reconstruction)
+        while some := tuple(islice(masks, MASKS_AT_A_TIME)):
+            self._masker(self._total, some, cipher=self._policy.mask_cipher)
         return tuple(reconstruction.complaints)
 
     def _leftover_masks(self, reconstruction: Reconstruction) -> Iterator[MaskJob]:

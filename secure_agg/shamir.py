@@ -6,10 +6,11 @@ bytes. Any ``threshold`` shares recover the secret and fewer say nothing about i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, islice
 
+from secure_agg.decoding import decode
 from secure_agg.errors import ShareError
 from secure_agg.keys import Randomness
 
@@ -41,14 +42,7 @@ def split(secret: bytes, threshold: int, indices: Sequence[int], randomness: Ran
     if len(set(indices)) != len(indices) or any(not 0 < index < FIELD for index in indices):
         raise ShareError("the indices of shares are distinct and above 0")
     coefficients = [int.from_bytes(secret, "big"), *(_draw(randomness) for _ in range(threshold - 1))]
-    coefficients.reverse()
-    shares = {}
-    for index in indices:
-        value = 0
-        for coefficient in coefficients:
-            value = (value * index + coefficient) % FIELD
-        shares[index] = value.to_bytes(SHARE_BYTES, "big")
-    return shares
+    return {index: _evaluate(coefficients, index).to_bytes(SHARE_BYTES, "big") for index in indices}
 
 
 def recover(shares: Mapping[int, bytes], threshold: int) -> bytes:
@@ -100,18 +94,24 @@ def secret_bytes(value: int) -> bytes:
 
 
 def recover_verified(
-    shares: Mapping[int, bytes], threshold: int, opens: Callable[[bytes], bool], *, max_attempts: int
+    shares: Mapping[int, bytes],
+    threshold: int,
+    opens: Callable[[bytes], bool],
+    *,
+    max_attempts: int,
+    distrusted: Collection[int] = (),
 ) -> tuple[bytes, tuple[int, ...]]:
     """Recover a secret that a commitment confirms, and say whose shares do not lie on its polynomial.
 
-    Sets of shares are tried with the fewest left out first, so that one liar among many costs at most as many attempts
-    as there are shares.
+    The shares of lowest index are tried first. If they fail, up to (shares - threshold) / 2 wrong ones are found by
+    decoding, whichever they are; if there are more, sets of shares are tried with the fewest left out first.
 
     Args:
         shares: share by index, at least ``threshold`` of them.
         threshold: as it was when the secret was split.
         opens: whether a candidate secret opens the owner's commitment.
         max_attempts: sets to try before giving up.
+        distrusted: indices whose shares were wrong elsewhere, used last.
 
     Returns:
         The secret, and the indices whose shares are wrong, ascending.
@@ -122,14 +122,31 @@ def recover_verified(
     points = parse_shares(shares)
     if not 1 <= threshold <= len(points):
         raise ShareError(f"{len(points)} shares where {threshold} are needed")
-    for attempt, chosen in enumerate(_candidate_sets(tuple(sorted(points)), threshold)):
-        if attempt == max_attempts:
-            break
+    ordered = tuple(sorted(points, key=lambda index: (index in distrusted, index)))
+    for chosen in islice(_candidates(points, ordered, threshold), max_attempts):
         value = interpolate(points, chosen, at=0)
         if value < 2 ** (8 * SECRET_BYTES) and opens(secret_bytes(value)):
             rest = (index for index in sorted(points) if index not in chosen)
             return secret_bytes(value), tuple(i for i in rest if interpolate(points, chosen, at=i) != points[i])
     raise ShareError("no set of shares opens the owner's commitment")
+
+
+def _candidates(points: Mapping[int, int], ordered: tuple[int, ...], threshold: int) -> Iterator[tuple[int, ...]]:
+    """Yield sets of indices to recover from: the first, what decoding finds, then one set after the other."""
+    sets = _candidate_sets(ordered, threshold)
+    yield next(sets)
+    polynomial = decode(points, threshold, FIELD)
+    if polynomial is not None:
+        yield tuple(index for index in ordered if _evaluate(polynomial, index) == points[index])[:threshold]
+    yield from sets
+
+
+def _evaluate(polynomial: Sequence[int], x: int) -> int:
+    """Evaluate a polynomial, whose constant comes first, at a point of the field."""
+    value = 0
+    for coefficient in reversed(polynomial):
+        value = (value * x + coefficient) % FIELD
+    return value
 
 
 def _candidate_sets(indices: tuple[int, ...], threshold: int) -> Iterator[tuple[int, ...]]:

@@ -204,11 +204,10 @@ def _accept(site: Site, invitation: Invitation) -> None:
             run_id=run_id,
             policy_hash=study.policy.hash,
             model_hash=invitation.state_hash,
+            last_round=study.policy.study.rounds,
             last_round_released=ledger.last_round(run_id),
             last_attempt_seen=ledger.last_attempt(run_id),
         )
-        if context.round > study.policy.study.rounds:
-            raise RemoteProtocolError(None, Step.ANNOUNCE, "the study has no round of this number")
         if invitation.model_round >= context.round:
             raise RemoteProtocolError(None, Step.ANNOUNCE, "the model is said to hold a sum that is still to come")
         site.past.check_model(context, invitation.model_round)

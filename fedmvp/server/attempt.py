@@ -12,7 +12,6 @@ from typing import Any
 
 from fedmvp.server.errors import AttemptOverError
 from secure_agg.context import RoundContext
-from secure_agg.graph import MAX_WITHHELD_NONCES
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.server import ServerSession
 from secure_agg.transitions import Step
@@ -155,7 +154,7 @@ class Attempt:
         if step is Step.ADVERTISE_KEYS:
             return self._graph.key_floor
         if step is Step.REVEAL_NONCES:
-            return max(self._graph.key_floor, self._answered_before - MAX_WITHHELD_NONCES)
+            return max(self._graph.key_floor, self._answered_before - self._graph.max_withheld)
         if step in {Step.CONFIRM_SURVIVORS, Step.UNMASK}:
             return self.context.threshold
         return self._floor

@@ -299,7 +299,7 @@ def _changed_roster(version: int, entries: tuple[RosterEntry, ...]) -> Roster:
         return Roster(version=version, entries=entries)
     except RosterError as error:
         raise UserError(
-            f"the roster cannot be extended: {error}",
+            f"the roster cannot be extended: {error.args[0]}",
             remedy="each organisation takes part with one active site under one name; revoke the old one first",
             exit_code=ExitCode.IDENTITY,
         ) from None

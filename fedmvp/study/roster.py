@@ -89,7 +89,7 @@ def parse_roster(document: bytes, *, source: str = "roster.json") -> Roster:
         )
     except RosterError as error:
         raise UserError(
-            f"{source}: {error}",
+            f"{source}: {error.args[0]}",
             remedy="each organisation takes part with one active key; revoke the other one first",
             exit_code=ExitCode.IDENTITY,
         ) from None

@@ -330,6 +330,7 @@ class Gauntlet(Round):
                 run_id=genuine.run_id,
                 policy_hash=genuine.policy_hash,
                 model_hash=genuine.model_hash,
+                last_round=genuine.round,
                 last_round_released=genuine.round - 1,
                 last_attempt_seen=(genuine.round, genuine.attempt - 1),
             )

@@ -250,6 +250,7 @@ def test_an_announcement_against_what_the_site_remembers_is_refused(changed, rea
             run_id=genuine.run_id,
             policy_hash=genuine.policy_hash,
             model_hash=genuine.model_hash,
+            last_round=100,
             last_round_released=6,
             last_attempt_seen=(7, 1),
         )

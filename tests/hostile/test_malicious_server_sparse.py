@@ -5,20 +5,33 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from secure_agg import graph
 from secure_agg import policy as policy_module
+from secure_agg.checks import ClientChecks
 from secure_agg.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
 from secure_agg.graph import MAX_ATTEMPTS, MAX_WITHHELD_NONCES, sparse_parameters
-from secure_agg.messages import Confirmations, PeerKeys, PeerNonces, PeerShare, PeerShares, ShareKind, Survivors
+from secure_agg.messages import (
+    Confirmations,
+    GraphNonce,
+    PeerKeys,
+    PeerNonces,
+    PeerShare,
+    PeerShares,
+    ShareKind,
+    Survivors,
+)
+from secure_agg.transcript import nonce_commitment
 from secure_agg.transitions import ClientState
 from tests.hostile.rounds import SPARSE_SITES, Consortium, StagedRound, fork, remembered_signatures
 from tests.hostile.tampering import attempt
-from tests.simulation.federation import Federation, Releases
+from tests.simulation.federation import Federation, Releases, make_context, make_policy, make_roster
 
 FIRST = 11
 
@@ -67,7 +80,7 @@ def test_the_last_attempt_allowed_is_joined_and_the_complete_graph_has_no_last_o
 
 
 def committed(permille=100):
-    """A cohort all of whose keys the sites know; so many may drop out that the floor of keys is out of the way."""
+    """A cohort all of whose keys the sites know, and of which so many may drop out."""
     federation = Consortium(SPARSE_SITES, policy_changes={"dropout_permille": permille})
     federation.keys()
     with remembered_signatures():
@@ -75,26 +88,74 @@ def committed(permille=100):
     return federation
 
 
-def test_eight_withheld_nonces_are_borne_and_nine_are_refused():
+def test_as_many_withheld_nonces_as_may_drop_out_are_borne_and_one_more_is_refused():
     federation = committed()
     client = federation.clients[FIRST]
-    eight_missing = PeerNonces(tuple(federation.sent[: SPARSE_SITES - MAX_WITHHELD_NONCES]))
-    fork(client).receive_peer_nonces(eight_missing)
-    nine_missing = PeerNonces(eight_missing.nonces[:-1])
-    reason = "more than 8 nonces are missing"
-    refuses(client, lambda: client.receive_peer_nonces(nine_missing), "reveal_nonces", reason)
+    assert federation.policy.graph(SPARSE_SITES).max_withheld == 11
+    most_missing = PeerNonces(tuple(federation.sent[: SPARSE_SITES - 11]))
+    fork(client).receive_peer_nonces(most_missing)
+    one_more_missing = PeerNonces(most_missing.nonces[:-1])
+    reason = "89 sites where at least 90 are needed"
+    refuses(client, lambda: client.receive_peer_nonces(one_more_missing), "reveal_nonces", reason)
 
 
-def test_a_server_with_nine_nonces_missing_ends_the_attempt_itself():
+def test_a_server_with_more_nonces_missing_than_may_drop_out_ends_the_attempt_itself():
     federation = committed()
-    for nonce in federation.sent[:92]:
+    for nonce in federation.sent[:89]:
         federation.server.receive_nonce(nonce)
     one_more = fork(federation.server)
-    one_more.receive_nonce(federation.sent[92])
-    assert len(one_more.close_nonces().nonces) == 93
-    with pytest.raises(AggregationAborted, match="92 sites answered where 93 are needed") as caught:
+    one_more.receive_nonce(federation.sent[89])
+    assert len(one_more.close_nonces().nonces) == 90
+    with pytest.raises(AggregationAborted, match="89 sites answered where 90 are needed") as caught:
         federation.server.close_nonces()
     assert caught.value.step == "reveal_nonces"
+
+
+@pytest.fixture
+def four_may_be_withheld(monkeypatch):
+    """Fewer than may drop out, as in cohorts of which more than 64 may."""
+    monkeypatch.setattr(graph, "MAX_WITHHELD_NONCES", 4)
+    sparse_parameters.cache_clear()
+    yield
+    sparse_parameters.cache_clear()
+
+
+@pytest.mark.usefixtures("four_may_be_withheld")
+def test_where_fewer_may_be_withheld_than_may_drop_out_one_more_is_refused():
+    federation = committed()
+    client = federation.clients[FIRST]
+    most_missing = PeerNonces(tuple(federation.sent[: SPARSE_SITES - 4]))
+    fork(client).receive_peer_nonces(most_missing)
+    one_more_missing = PeerNonces(most_missing.nonces[:-1])
+    reason = "more than 4 nonces are missing"
+    refuses(client, lambda: client.receive_peer_nonces(one_more_missing), "reveal_nonces", reason)
+
+
+@pytest.mark.usefixtures("four_may_be_withheld")
+def test_where_fewer_may_be_withheld_than_may_drop_out_the_server_ends_the_attempt_itself():
+    federation = committed()
+    for nonce in federation.sent[:96]:
+        federation.server.receive_nonce(nonce)
+    one_more = fork(federation.server)
+    one_more.receive_nonce(federation.sent[96])
+    assert len(one_more.close_nonces().nonces) == 97
+    with pytest.raises(AggregationAborted, match="96 sites answered where 97 are needed") as caught:
+        federation.server.close_nonces()
+    assert caught.value.step == "reveal_nonces"
+
+
+def test_of_1300_sites_of_which_65_may_drop_out_a_site_lets_64_withhold_their_nonces():
+    n, own = 1300, bytes(32)
+    policy, roster = make_policy(n, dropout_permille=50), make_roster(n)
+    context = make_context(policy, roster)
+    assert policy.graph(n).key_floor == n - MAX_WITHHELD_NONCES - 1
+    checks = ClientChecks(policy, roster, context, FIRST)
+    nonces = [GraphNonce(site_id, own) for site_id in context.cohort]
+    commitments = {site_id: nonce_commitment(context, site_id, own) for site_id in context.cohort}
+    adverts: Any = {site_id: SimpleNamespace(nonce_commitment=value) for site_id, value in commitments.items()}
+    checks.peer_nonces(nonces[: n - 64], adverts, own)
+    with pytest.raises(RemoteProtocolError, match="more than 64 nonces are missing"):
+        checks.peer_nonces(nonces[: n - 65], adverts, own)
 
 
 def test_fewer_nonces_than_the_graph_was_chosen_for_are_refused(sparse_round):

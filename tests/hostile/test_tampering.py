@@ -195,7 +195,7 @@ def test_without_signatures_the_attack_gets_wrong_messages_accepted():
 
 
 def test_without_commitments_the_attack_gets_a_wrong_sum():
-    def unverified(shares, threshold, opens, max_attempts):
+    def unverified(shares, threshold, opens, **_options):
         return recover(shares, threshold), ()
 
     with patch.object(reconstruction, "recover_verified", unverified):

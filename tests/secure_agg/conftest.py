@@ -16,4 +16,4 @@ SPARSE_SITES = 7  # a cohort of this size is sparse under the fixture below
 def sparse_from_seven_sites(monkeypatch):
     """Make cohorts of 7 sites and more sparse, with 4 neighbours each: for order and messages, not for security."""
     monkeypatch.setattr(policy, "COMPLETE_GRAPH_LIMIT_SITES", SPARSE_SITES - 1)
-    monkeypatch.setattr(policy, "sparse_parameters", lambda n, _c, _dropped: GraphParameters(True, 4, 4, n - 1))
+    monkeypatch.setattr(policy, "sparse_parameters", lambda n, _c, _dropped: GraphParameters(True, 4, 4, n - 1, 1))

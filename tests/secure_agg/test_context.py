@@ -22,6 +22,7 @@ def validate(context=CONTEXT, *, policy=POLICY, roster=ROSTER, **own):
         "run_id": "test-run",
         "policy_hash": CONTEXT.policy_hash,
         "model_hash": CONTEXT.model_hash,
+        "last_round": 100,
         "last_round_released": 6,
         "last_attempt_seen": (7, 1),
     }
@@ -185,3 +186,9 @@ def test_a_parameter_that_is_not_the_policys_is_refused(changed, reason):
 def test_a_context_that_has_no_canonical_form_cannot_be_made(changed):
     with pytest.raises(RemoteProtocolError):
         dataclasses.replace(CONTEXT, **changed)
+
+
+def test_a_round_beyond_the_policys_last_is_refused():
+    validate(last_round=7)
+    with pytest.raises(RemoteProtocolError, match="the policy ends with round 6"):
+        validate(last_round=6)

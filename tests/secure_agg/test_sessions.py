@@ -82,11 +82,25 @@ def test_an_input_that_may_be_overwritten_becomes_the_message():
         in_place.inputs[11][0] = 0
 
 
-def test_an_overwritten_input_whose_release_was_refused_cannot_be_masked_again():
+def test_after_an_overwritten_input_whose_release_was_refused_its_masks_cover_nothing_else():
     federation, releases = ready_to_mask(), Releases()
     releases.mark("test-run", 7)
-    client = federation.clients[11]
-    for _ in range(2):
-        with pytest.raises(LocalProtocolError):
-            client.masked_input(federation.inputs[11], releases, overwrite=True)
+    client, first, second = federation.clients[11], federation.inputs[11], federation.inputs[11].copy()
+    with pytest.raises(LocalProtocolError, match="released before"):
+        client.masked_input(first, releases, overwrite=True)
+    assert not np.array_equal(first, second)  # the caller holds a masked vector
+    assert client.state is ClientState.DEAD
+    with pytest.raises(LocalProtocolError, match="not possible"):
+        client.masked_input(second, Releases(), overwrite=True)
+    assert client._secrets._self_mask == b""
+
+
+def test_without_overwriting_a_refused_release_leaves_input_and_session():
+    federation, releases = ready_to_mask(), Releases()
+    releases.mark("test-run", 7)
+    client, before = federation.clients[11], federation.inputs[11].copy()
+    with pytest.raises(LocalProtocolError, match="released before"):
+        client.masked_input(federation.inputs[11], releases)
     assert client.state is ClientState.READY
+    np.testing.assert_array_equal(federation.inputs[11], before)
+    client.masked_input(federation.inputs[11], Releases())

@@ -153,7 +153,9 @@ def exceeded(population: int, marked: int, draws: int, more_than: int) -> Fracti
 def sparse_choice(n: int, colluders: int, dropped: int) -> tuple[int, int] | None:
     """The degree and share threshold of a sparse graph, tried from the smallest; None if there is none."""
     others = n - dropped - 1
-    graphs = 16 * sum(comb(n, k) for k in range(9))
+    if 2 * dropped + colluders >= others:
+        return None
+    graphs = 16 * sum(comb(n, k) for k in range(min(dropped, 64) + 1))
     secure, correct = Fraction(1, 2**40), Fraction(1, 2**20)
     while secure.denominator < 2**40 * 2 * n * graphs:
         secure /= 2

@@ -19,7 +19,7 @@ from tests.simulation.federation import Federation, Releases
 from tests.simulation.test_dropouts import bytes_of, leaves_of
 from tests.simulation.test_uniformity import VECTOR_BYTES, battery
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.no_cover]  # coverage doubles its time and gains no branch
 
 DIMENSION = VECTOR_BYTES // 4
 ROUNDS = 240  # of each of two input sets: half to learn from, half to judge by

@@ -28,7 +28,7 @@ from secure_agg.transitions import TRANSITIONS, ServerEvent, ServerState
 from tests.simulation.federation import Releases
 from tests.simulation.world import World
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.no_cover]  # coverage doubles its time and gains no branch
 
 QUICK = settings(
     max_examples=300,

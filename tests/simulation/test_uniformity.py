@@ -21,7 +21,7 @@ from secure_agg.dealing import AttemptSecrets
 from secure_agg.masks import AES_BLOCK_BYTES, CHUNK_BYTES, add_masks
 from tests.simulation.federation import Federation
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.no_cover]  # coverage doubles its time and gains no branch
 
 LOG_CHANCE = 23.0  # -ln of the chance that one comparison fails by accident: 1.03e-10
 VECTOR_BYTES = 5 * 2**20  # 40 expected in each of the 65,536 cells: an empty one is seen

@@ -373,6 +373,7 @@ class World:
                 run_id="test-run",
                 policy_hash=self.context.policy_hash,
                 model_hash=self.context.model_hash,
+                last_round=2**63,
                 last_round_released=site.last_round,
                 last_attempt_seen=site.attempt_seen,
             )

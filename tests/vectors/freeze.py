@@ -102,7 +102,7 @@ def long_vector(dtype: str, size: int) -> Any:
 
 
 def chosen_graph(n: int, colluders: int, permille: int) -> list[Any]:
-    """Name, degree, share threshold and key floor of a cohort's graph."""
+    """Name, degree, share threshold, key floor and most withheld nonces of a cohort's graph."""
     policy = SecureSumPolicy(
         colluders=colluders,
         min_cohort=3 + 2 * colluders,
@@ -114,7 +114,7 @@ def chosen_graph(n: int, colluders: int, permille: int) -> list[Any]:
         dropout_permille=permille,
     )
     graph = policy.graph(n)
-    return [graph.name, graph.degree, graph.share_threshold, graph.key_floor]
+    return [graph.name, graph.degree, graph.share_threshold, graph.key_floor, graph.max_withheld]
 
 
 def describe() -> dict[str, Any]:

@@ -409,7 +409,13 @@ def announced(given: dict[str, Any]) -> Any:
     federation = BASES[given["base"]]().federation
     changes = {name: unhex(RoundContext, name, value) for name, value in given.get("context", {}).items()}
     context = dataclasses.replace(federation.context, **changes)
-    own = {"site_id": 11, "run_id": "test-run", "last_round_released": 6, "last_attempt_seen": (7, 1)}
+    own = {
+        "site_id": 11,
+        "run_id": "test-run",
+        "last_round": 100,
+        "last_round_released": 6,
+        "last_attempt_seen": (7, 1),
+    }
     own |= {"policy_hash": federation.context.policy_hash, "model_hash": federation.context.model_hash}
     for name, value in given.get("own", {}).items():
         own[name] = bytes.fromhex(value) if name.endswith("_hash") else tuple(value) if name[-1] == "n" else value

@@ -12,7 +12,7 @@ DEPENDENCIES := pyproject.toml constraints.txt
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(VENV)/.demo ## set up and run the demo: one server, four sites, real images; writes runs/demo/report.html
+demo: $(VENV)/.demo ## set up and run the demo: one server, four sites, real images; writes runs/demo/report.html (MODE=record-distributed: noise in shares)
 	$(BIN)/python -m demo
 
 test: $(VENV)/.dev ## set up and run the tests; every branch of secure_agg must be reached

@@ -16,10 +16,11 @@ demo: $(VENV)/.demo ## set up and run the demo: one server, four sites, real ima
 	$(BIN)/python -m demo
 
 test: $(VENV)/.dev ## set up and run the tests; every branch of secure_agg must be reached
-	$(BIN)/python -m pytest --cov=secure_agg --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
+	  --cov=secure_agg --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
 
 test-long: $(VENV)/.dev ## run every test, the exhaustive ones too
-	$(BIN)/python -m pytest -m "long or not long" --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "long or not long" --timeout 3600
 
 lint: $(VENV)/.dev ## ruff, mypy --strict and the import arrow
 	$(BIN)/ruff check .

@@ -89,3 +89,12 @@ def test_where_that_is_not_known_it_is_the_cores_of_the_machine(monkeypatch, cou
     monkeypatch.delattr(parallel.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(parallel.os, "cpu_count", lambda: counted)
     assert usable_cores() == cores
+
+
+def test_once_the_interpreter_takes_no_more_work_it_is_done_in_the_thread_that_asks(monkeypatch):
+    class Ending:
+        def submit(self, *_):
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(parallel, "_pool", lambda _process: Ending())
+    assert slices_of(7, 3) == [(0, 3), (3, 6), (6, 7)]

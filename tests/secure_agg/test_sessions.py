@@ -104,3 +104,15 @@ def test_without_overwriting_a_refused_release_leaves_input_and_session():
     assert client.state is ClientState.READY
     np.testing.assert_array_equal(federation.inputs[11], before)
     client.masked_input(federation.inputs[11], Releases())
+
+
+def test_no_value_of_a_round_shows_bytes_or_numbers_of_it():
+    federation = Federation(4)
+    result = federation.run()
+    decoded = federation.clients[11].receive_result(result.message)
+    for value in (federation.context, result, result.message, decoded):
+        assert "\\x" not in repr(value)
+        assert "[" not in repr(value)
+    assert "survivors=(11, 12, 13, 14)" in repr(result)
+    assert "cohort=<4 sites>" in repr(federation.context)
+    assert repr(decoded) == "DecodedSum(values=<8 numbers>, weight=4)"

@@ -15,9 +15,9 @@ help: ## list the verbs
 demo: $(VENV)/.demo ## set up and run the demo: one server, four sites, real images; writes runs/demo/report.html (MODE=record-distributed: noise in shares)
 	$(BIN)/python -m demo
 
-test: $(VENV)/.dev ## set up and run the tests; every branch of secure_agg must be reached
+test: $(VENV)/.dev ## set up and run the tests; every branch of secure_agg, ledger and accountants must be reached
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
-	  --cov=secure_agg --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
+	  --cov=secure_agg --cov=privacy --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
 
 test-long: $(VENV)/.dev ## run every test, the exhaustive ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "long or not long" --timeout 3600

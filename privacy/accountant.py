@@ -62,6 +62,7 @@ def spent(mechanisms: Sequence[Mechanism], delta: float, epsilon_max: float) -> 
     Where all rounds are of one mechanism it was fixed before the first, and composition as usual holds. Once two
     differ, the later may have been chosen after seeing what the earlier gave, and only a filter at an order fixed in
     advance is proved (Feldman and Zrnic 2021); the order follows from delta and the budget of the ledger's creation.
+    Whether a second mechanism is ever used may itself depend on results: over both outcomes together delta doubles.
 
     Args:
         mechanisms: one for each round released, in any order.

@@ -214,7 +214,7 @@ class Ledger:
         """
         self._check_writable()
         after = self.epsilon_after(params)
-        if after > self.epsilon_max:
+        if not after <= self.epsilon_max:
             raise BudgetExceeded(after, self.epsilon_max)
 
     def preview(self, run_id: str, round: int, params: PrivacyParameters) -> float:

@@ -133,6 +133,10 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
         return True
 
 
+LARGEST_NORM = 1e30
+"""A gradient of this norm or more counts as one that is not finite."""
+
+
 def clip(grad_samples: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
     """Scale each record's gradient, over all parameters together, to an L2 norm of at most ``max_grad_norm``.
 
@@ -146,8 +150,11 @@ def clip(grad_samples: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
     Returns:
         The same shapes.
     """
-    norms = torch.stack([as_rows(gradient).norm(dim=1) for gradient in grad_samples]).norm(dim=0)  # (B,)
-    finite = torch.isfinite(norms)
+    # In float64 where the device has it: a float32 sum of a million squares is short by a hundred-thousandth.
+    exact = None if grad_samples[0].device.type == "mps" else torch.float64
+    rows = [torch.linalg.vector_norm(as_rows(gradient), dim=1, dtype=exact) for gradient in grad_samples]
+    norms = torch.linalg.vector_norm(torch.stack(rows), dim=0)  # (B,)
+    finite = norms < LARGEST_NORM  # false for one that is not a number; a factor for a longer one would lose its digits
     factor = torch.where(finite, (max_grad_norm / (norms + 1e-6)).clamp(max=1.0), torch.zeros_like(norms))
     clipped = []
     for gradient in grad_samples:

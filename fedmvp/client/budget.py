@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.policy import StudyPolicy
-from privacy.accountant import composition
+from privacy.accountant import spent
 from privacy.chain import EntryKind
 from privacy.errors import BudgetExceeded
 from privacy.ledger import Ledger
@@ -33,10 +33,10 @@ def budget_check(
     def check() -> None:
         ledger.check_affordable(parameters)
         after = ledger.epsilon_after(parameters)
-        if after > config.privacy.epsilon_max:
+        if not after <= config.privacy.epsilon_max:
             raise BudgetExceeded(after, config.privacy.epsilon_max)
         in_study = _epsilon_of_study(ledger, policy, parameters)
-        if in_study > policy.privacy.epsilon_max:
+        if not in_study <= policy.privacy.epsilon_max:
             raise BudgetExceeded(in_study, policy.privacy.epsilon_max)
 
     return check
@@ -49,14 +49,15 @@ def _epsilon_of_study(ledger: Ledger, policy: StudyPolicy, parameters: PrivacyPa
     ]
     if parameters.mode is Mode.UNSAFE_NO_DP or any(charge.is_unsafe for charge in charges):
         return math.inf
-    return composition([*(charge.mechanism for charge in charges), parameters.mechanism], ledger.delta)
+    mechanisms = [*(charge.mechanism for charge in charges), parameters.mechanism]
+    return spent(mechanisms, ledger.delta, policy.privacy.epsilon_max)
 
 
 def charged_dimension(ledger: Ledger, run_id: str) -> int:
-    """Length of the vectors a run was charged for; before its first round 1, which moves no digit of epsilon."""
-    lengths = [
-        int(entry.body["dimension"])
-        for entry in ledger.entries()
-        if entry.kind is EntryKind.CHARGE and entry.run_id == run_id and "dimension" in entry.body
-    ]
-    return lengths[-1] if lengths else 1
+    """Length of the vectors a run was charged for; before its first round that of another run, or 1 if there is none.
+
+    A guess for display and for a first look at the budget: what decides uses the length of the model itself.
+    """
+    charged = [entry for entry in ledger.entries() if entry.kind is EntryKind.CHARGE and "dimension" in entry.body]
+    own = [entry for entry in charged if entry.run_id == run_id]
+    return int((own or charged)[-1].body["dimension"]) if charged else 1

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedmvp.client.budget import budget_check, charged_dimension
 from fedmvp.client.connection import Connection, RoundCall
+from fedmvp.client.delta import require_small_delta
 from fedmvp.client.errors import CoordinatorAwayError, RoundLostError
 from fedmvp.client.invitation import read_invitation
 from fedmvp.client.participant import SessionFactory, Site, take_part
@@ -100,6 +101,8 @@ def run_client(
         if past.own_ledger_head is not None:
             ledger.require_head(past.own_ledger_head)
         policy = credentials.study.policy
+        if policy.privacy.unit == "site":  # records and patients are counted when the images are read
+            require_small_delta(policy, len(credentials.study.roster.active_ids))
         expected = policy.privacy_parameters(charged_dimension(ledger, policy.study.run_id))
         budget_check(config, policy, ledger, expected)()  # a spent budget is said before the images are loaded
         source = source_factory(config, policy, ledger)

@@ -176,6 +176,9 @@ class LocalTrainer:
     def _train(self, parameters: Vector) -> Update:
         """What a round's steps change (dimension,), as they leave it."""
         set_vector(self._module, parameters)
+        if self._privacy.mode is not Mode.RECORD_LOCAL:
+            # Steps without noise may change nothing; a second attempt must not be told from the first by that.
+            self._engine.start_over()
         self._engine.run(self._data, self._privacy.steps_per_round, patients=self._patients)
         with np.errstate(invalid="ignore"):  # infinity less infinity: the caller decides about it
             return get_vector(self._module).astype(np.float64) - parameters.astype(np.float64)

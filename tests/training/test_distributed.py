@@ -158,6 +158,19 @@ def test_a_round_that_is_tried_again_draws_batch_and_noise_afresh(params: Privac
     assert not np.array_equal(trainer.train_on_grid(START, 2), trainer.train_on_grid(START, 2))
 
 
+def test_silo_distributed_training_that_changes_nothing_may_be_tried_again_like_any_other(
+    params: PrivacyParameters, site_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A refusal would tell that the site's update was exactly zero, without a charge.
+    chosen = parameters_of(params, Mode.SILO_DISTRIBUTED, steps_per_round=3, sample_rate=1e-12)
+    trainer = trainer_of(chosen, site_ledger)
+    for _ in range(3):
+        assert trainer.train_on_grid(START, 2).any()  # noise, whatever was trained
+    monkeypatch.setattr(privacy.dpsgd.DpSgdEngine, "start_over", lambda _self: None)
+    with pytest.raises(PrivacyRefused, match="6 steps"):
+        trainer.train_on_grid(START, 2)
+
+
 def test_silo_distributed_training_that_diverges_sends_noise_and_tells_nobody(
     params: PrivacyParameters, site_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

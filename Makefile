@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+COVERED := tests/secure_agg tests/hostile tests/vectors tests/simulation/test_dropouts.py tests/privacy tests/crash
 DEPENDENCIES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
@@ -16,11 +18,11 @@ demo: $(VENV)/.demo ## set up and run the demo: one server, four sites, real ima
 	$(BIN)/python -m demo
 
 test: $(VENV)/.dev ## set up and run the tests; every branch of secure_agg, ledger and accountants must be reached
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
-	  --cov=secure_agg --cov=privacy --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
+	$(PYTEST) $(COVERED) --cov=secure_agg --cov=privacy --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
+	$(PYTEST) $(addprefix --ignore=,$(COVERED))
 
 test-long: $(VENV)/.dev ## run every test, the exhaustive ones too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "long or not long" --timeout 3600
+	$(PYTEST) -m "long or not long" --timeout 3600
 
 lint: $(VENV)/.dev ## ruff, mypy --strict and the import arrow
 	$(BIN)/ruff check .

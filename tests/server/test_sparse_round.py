@@ -160,6 +160,9 @@ async def run_round(folder: Path) -> Outcome:
     )
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The one round of this file."""

@@ -12,8 +12,7 @@ import hashlib
 import pickle
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -166,13 +165,9 @@ class InProcess:
         consortium: who takes part.
         updates: the update of every site.
         wire: whether every message is turned into bytes and back for its recipient.
-        threads: in which the sites of a phase answer; None for one after another.
     """
 
-    def __init__(
-        self, consortium: Consortium, updates: Updates, *, wire: bool, threads: ThreadPoolExecutor | None
-    ) -> None:
-        self._threads = threads
+    def __init__(self, consortium: Consortium, updates: Updates, *, wire: bool) -> None:
         self._consortium, self._updates, self._wire = consortium, updates, wire
         self._clock = Clock()
         self._sent: list[Any] = []  # what the first site sent
@@ -196,7 +191,9 @@ class InProcess:
 
         def mask(client: ClientSession, site: int) -> MaskedInput:
             client.receive_peer_shares(self._carry(inboxes[site]))
-            return client.masked_input(encode(policy, self._updates[site]), MemoryReleases(), overwrite=True)
+            with clock.part("of that, encode"):
+                vector = encode(policy, self._updates[site])
+            return client.masked_input(vector, MemoryReleases(), overwrite=True)
 
         self._collect("masked input", clients, mask, server.receive_masked_input)
         survivors = self._close(server.close_masked_inputs)
@@ -217,8 +214,8 @@ class InProcess:
         self._close(lambda: decode_sum(policy, result.total, len(result.survivors)))
         seconds, processor = time.perf_counter() - begin, time.process_time() - begin_processor
         with clock.part("publish"):
-            packed = self._pack(result.message)
-            list(self._together(lambda site: clients[site].receive_result(self._unpack(packed)), clients))
+            for client in clients.values():
+                client.receive_result(self._carry(result.message))
         published = time.perf_counter() - begin
         assert_exact(self._consortium, result.message, self._updates.__getitem__)
         sent = sum(content_bytes(message) for message in self._sent)
@@ -231,39 +228,23 @@ class InProcess:
         answer: Callable[[ClientSession, int], Any],
         receive: Callable[[Any], None],
     ) -> None:
-        """Let every site answer, as many at a time as there are cores, and the server take each answer in turn."""
-
-        def answered(site: int) -> Any:
-            message = answer(clients[site], site)
-            return message, self._pack(message)
-
-        with self._clock.part(name):
-            answers = list(self._together(answered, clients))
-        self._sent.append(answers[0][0])
-        with self._clock.part("server"):
-            for _, packed in answers:
-                receive(self._unpack(packed))
+        """Let every site answer, and the server take each answer at once."""
+        for site, client in clients.items():
+            with self._clock.part(name):
+                message = answer(client, site)
+            if not self._sent or message.sender == self._sent[0].sender:
+                self._sent.append(message)
+            with self._clock.part("server"):
+                receive(self._carry(message))
 
     def _close(self, close: Callable[[], Any]) -> Any:
         """Let the server end a phase."""
         with self._clock.part("server"):
             return close()
 
-    def _together(self, work: Callable[[int], Any], sites: Iterable[int]) -> Iterator[Any]:
-        """Do one thing at every site: on several cores some at the same time, as separate machines would."""
-        return map(work, sites) if self._threads is None else self._threads.map(work, sites)
-
     def _carry(self, message: Any) -> Any:
         """Hand a message to its recipient."""
-        return self._unpack(self._pack(message))
-
-    def _pack(self, message: Any) -> Any:
-        """What a sender does to a message."""
-        return to_bytes(message) if self._wire else message
-
-    def _unpack(self, packed: Any) -> Any:
-        """What its recipient does to it."""
-        return from_bytes(packed) if self._wire else packed
+        return from_bytes(to_bytes(message)) if self._wire else message
 
 
 def to_bytes(message: Any) -> bytes:
@@ -280,11 +261,9 @@ def from_bytes(content: bytes) -> Any:
     return pickle.loads(whole[8:start], buffers=[whole[start:]])
 
 
-def run_round(
-    consortium: Consortium, updates: Updates, *, wire: bool = True, threads: ThreadPoolExecutor | None = None
-) -> Outcome:
+def run_round(consortium: Consortium, updates: Updates, *, wire: bool = True) -> Outcome:
     """Run one round in this process; see :class:`InProcess`."""
-    return InProcess(consortium, updates, wire=wire, threads=threads).run()
+    return InProcess(consortium, updates, wire=wire).run()
 
 
 def assert_exact(consortium: Consortium, published: PublishedSum, update: Callable[[int], Update]) -> None:

@@ -16,7 +16,6 @@ import os
 import platform
 import statistics
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -78,14 +77,14 @@ def round_row(floats: int, clients: int, settings: Settings) -> dict[str, Any]:
     rate = cipher_rate(len(settings.cores))
     outcomes, answers = [], []
     row: dict[str, Any] = {"floats": floats, "clients": clients}
-    with ThreadPoolExecutor(max_workers=len(settings.cores)) as threads, ExitStack() as stack:
+    with ExitStack() as stack:
         arguments = [f"--floats={floats}", f"--clients={clients}", f"--threshold={threshold}"]
         peer = start_peer(arguments, settings, stack)
         row["peer"] = peer.version if peer else None
         run_round(Consortium.enrol(3, 1_000), {site: normal_update(site, 1_000) for site in (1, 2, 3)})
         for number in range(settings.runs):
             say(f"{floats:,} floats, {clients} clients: run {number + 1} of {settings.runs}")
-            outcomes.append(run_round(consortium, updates, wire=settings.wire, threads=threads))
+            outcomes.append(run_round(consortium, updates, wire=settings.wire))
             if peer is None or (number and clients >= PEER_ONCE_CLIENTS):
                 continue
             try:

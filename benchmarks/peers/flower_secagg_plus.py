@@ -12,13 +12,10 @@ modifier takes apart and its workflow shares between clients; with --wire each b
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
-import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
@@ -67,17 +64,17 @@ def carry(content: RecordDict) -> RecordDict:
 class MemoryGrid:
     """Hands every message to its client's modifier and collects the answers; keeps those of one client."""
 
-    def __init__(self, updates: dict[int, np.ndarray], threads: ThreadPoolExecutor, *, wire: bool) -> None:
-        self._updates, self._threads, self._wire = updates, threads, wire
+    def __init__(self, updates: dict[int, np.ndarray], *, wire: bool) -> None:
+        self._updates, self._wire = updates, wire
         self._contexts = {
             node: Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={}) for node in updates
         }
-        self._numbers = itertools.count()
+        self._sent = 0
         self.first_answers: list[RecordDict] = []
 
     def send_and_receive(self, messages: list[Message], **_timeout: float | None) -> list[Message]:
         """Answer every message of a stage."""
-        return list(self._threads.map(self._answer, messages))
+        return [self._answer(message) for message in messages]
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
@@ -92,9 +89,8 @@ class MemoryGrid:
             message_type=message.metadata.message_type,
             group_id=message.metadata.group_id,
         )
-        arrived.metadata.__dict__["_message_id"] = (
-            f"{node}-{next(self._numbers)}"  # a real grid gives every message one
-        )
+        self._sent += 1
+        arrived.metadata.__dict__["_message_id"] = str(self._sent)  # a real grid gives every message one
         answer = secaggplus_mod(arrived, self._contexts[node], self._train)
         if node == 1:
             self.first_answers.append(answer.content)
@@ -118,8 +114,7 @@ def one_round(updates: dict[int, np.ndarray], threshold: int, *, wire: bool) -> 
     context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: 1, Key.START_TIME: 0.0})
     start = ndarrays_to_parameters([np.zeros(floats, np.float32)])
     context.state.array_records[MAIN_PARAMS_RECORD] = recorddict_compat.parameters_to_arrayrecord(start, True)
-    threads = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
-    grid = MemoryGrid(updates, threads, wire=wire)
+    grid = MemoryGrid(updates, wire=wire)
     workflow = SecAggPlusWorkflow(num_shares=1.0, reconstruction_threshold=threshold)
     begin, begin_processor = time.perf_counter(), time.process_time()
     workflow(grid, context)

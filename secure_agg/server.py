@@ -205,7 +205,7 @@ class ServerSession:
         """Take a site's commitment and sealed shares; RemoteProtocolError names the site if a check fails."""
         self._check_sender(message.sender, ServerEvent.RECEIVE_SHARE_KEYS, Step.SHARE_KEYS, self._shares)
         recipients = sorted(share.recipient for share in message.shares)
-        if recipients != sorted(self._neighbours(message.sender)):
+        if recipients != sorted(self._graph.neighbours(message.sender)):
             raise RemoteProtocolError(message.sender, Step.SHARE_KEYS, "the shares are not one for each neighbour")
         verify_key = self._roster.entry(message.sender).verify_key
         statements = (
@@ -278,7 +278,7 @@ class ServerSession:
         """Take a site's shares; RemoteProtocolError names the site if they are not one of the right kind for each."""
         self._check_sender(message.sender, ServerEvent.RECEIVE_UNMASK_SHARES, Step.UNMASK, self._unmask)
         kinds = sorted((share.owner, share.kind) for share in message.shares)
-        owners = sorted({message.sender, *self._neighbours(message.sender)} & set(self._shares))
+        owners = sorted({message.sender, *self._graph.neighbours(message.sender)} & set(self._shares))
         wanted = [(owner, ShareKind.SELF_MASK if owner in self._inputs else ShareKind.MASK_KEY) for owner in owners]
         if kinds != wanted:
             raise RemoteProtocolError(message.sender, Step.UNMASK, "not one share of the right kind for each site held")
@@ -324,10 +324,6 @@ class ServerSession:
         statement = abort_statement(self._context, message.sender, message.step, message.code, message.accused)
         self._verify(message.sender, message.signature, statement, Step(message.step))
         self._gone.setdefault(message.sender, message)  # the first notice stands
-
-    def _neighbours(self, site_id: int) -> frozenset[int]:
-        """The sites paired with one in the graph, which the phases before this one have drawn."""
-        return self._graph.neighbours(site_id)
 
     def _check_sender(self, sender: int, event: ServerEvent, step: Step, arrived: dict[int, Any]) -> None:
         """Refuse a message that is out of phase, from somebody who has no part in the phase, or a second one."""
@@ -394,7 +390,7 @@ class ServerSession:
             yield self_mask_seed(reconstruction.self_mask(owner), self._shares_hash, owner), True
         for dropped in sorted(set(self._shares) - set(self._inputs)):
             mask_key = reconstruction.mask_key(dropped)
-            for survivor in sorted(self._neighbours(dropped) & set(self._inputs)):
+            for survivor in sorted(self._graph.neighbours(dropped) & set(self._inputs)):
                 secret = mask_key.exchange(self._adverts[survivor].mask_key)
                 # The survivor added this mask if the dropped site's id is below its own, and subtracted it otherwise.
                 yield pair_mask_seed(secret, self._shares_hash, dropped, survivor), dropped < survivor

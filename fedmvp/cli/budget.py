@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedmvp.client.budget import charged_dimension
+from fedmvp.client.budget import charged_dimension, epsilon_with
 from fedmvp.study.policy import StudyPolicy
-from privacy.accountant import composition, spent
-from privacy.chain import EntryKind
 from privacy.ledger import Ledger
-from privacy.mechanism import Mode, PrivacyParameters
 
 ROWS_SHOWN = 8
 
@@ -112,8 +108,8 @@ def plan_budget(ledger: Ledger, policy: StudyPolicy, *, epsilon_max: float) -> B
         rounds = max(number - last, 0)
         return BudgetLine(
             number,
-            study=_epsilon(ledger, parameters, rounds, run_id=run_id),
-            records=_epsilon(ledger, parameters, rounds, run_id=None),
+            study=epsilon_with(ledger, parameters, rounds, run_id=run_id, limit=policy.privacy.epsilon_max),
+            records=epsilon_with(ledger, parameters, rounds, run_id=None, limit=ledger.epsilon_max),
         )
 
     def affordable(number: int) -> bool:
@@ -132,24 +128,6 @@ def plan_budget(ledger: Ledger, policy: StudyPolicy, *, epsilon_max: float) -> B
         last_round=last,
         affordable_round=end,
     )
-
-
-def _epsilon(ledger: Ledger, parameters: PrivacyParameters, rounds: int, *, run_id: str | None) -> float:
-    """Epsilon of the charges (of one run, or of all) and of further rounds."""
-    charges = [
-        entry
-        for entry in ledger.entries()
-        if entry.kind is EntryKind.CHARGE and (run_id is None or entry.run_id == run_id)
-    ]
-    if any(charge.is_unsafe for charge in charges) or (rounds and parameters.mode is Mode.UNSAFE_NO_DP):
-        return math.inf
-    mechanisms = [charge.mechanism for charge in charges]
-    if rounds:
-        each = parameters.mechanism
-        mechanisms.append(replace(each, steps=each.steps * rounds))
-    if run_id is None:
-        return spent(mechanisms, ledger.delta, ledger.epsilon_max)
-    return composition(mechanisms, ledger.delta)
 
 
 def _last_true(holds: Any, low: int, high: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.policy import StudyPolicy
@@ -35,22 +36,38 @@ def budget_check(
         after = ledger.epsilon_after(parameters)
         if not after <= config.privacy.epsilon_max:
             raise BudgetExceeded(after, config.privacy.epsilon_max)
-        in_study = _epsilon_of_study(ledger, policy, parameters)
-        if not in_study <= policy.privacy.epsilon_max:
-            raise BudgetExceeded(in_study, policy.privacy.epsilon_max)
+        limit = policy.privacy.epsilon_max
+        in_study = epsilon_with(ledger, parameters, 1, run_id=policy.study.run_id, limit=limit)
+        if not in_study <= limit:
+            raise BudgetExceeded(in_study, limit)
 
     return check
 
 
-def _epsilon_of_study(ledger: Ledger, policy: StudyPolicy, parameters: PrivacyParameters) -> float:
-    """Epsilon of this run alone after one more round."""
+def epsilon_with(
+    ledger: Ledger, parameters: PrivacyParameters, rounds: int, *, run_id: str | None, limit: float
+) -> float:
+    """Epsilon of what was charged and of further rounds, as the limit decides by it.
+
+    Args:
+        ledger: the records' ledger.
+        parameters: what one further round costs.
+        rounds: how many, 0 or more.
+        run_id: only the charges of this run; None for all.
+        limit: the budget in question, which fixes the order of the filter.
+    """
     charges = [
-        entry for entry in ledger.entries() if entry.kind is EntryKind.CHARGE and entry.run_id == policy.study.run_id
+        entry
+        for entry in ledger.entries()
+        if entry.kind is EntryKind.CHARGE and (run_id is None or entry.run_id == run_id)
     ]
-    if parameters.mode is Mode.UNSAFE_NO_DP or any(charge.is_unsafe for charge in charges):
+    if any(charge.is_unsafe for charge in charges) or (rounds and parameters.mode is Mode.UNSAFE_NO_DP):
         return math.inf
-    mechanisms = [*(charge.mechanism for charge in charges), parameters.mechanism]
-    return spent(mechanisms, ledger.delta, policy.privacy.epsilon_max)
+    mechanisms = [charge.mechanism for charge in charges]
+    if rounds:
+        each = parameters.mechanism
+        mechanisms.append(replace(each, steps=each.steps * rounds))
+    return spent(mechanisms, ledger.delta, limit)
 
 
 def charged_dimension(ledger: Ledger, run_id: str) -> int:

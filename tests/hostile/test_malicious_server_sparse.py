@@ -369,7 +369,7 @@ class Seen:
                 site = frontier.pop()
                 reached.add(site)
                 if site not in keyed:
-                    linked = self.federation.server._neighbours(site) - keyed - colluders
+                    linked = self.federation.server._graph.neighbours(site) - keyed - colluders
                     frontier |= linked - reached
             seen |= reached
             if reached and reached <= selves:

@@ -8,24 +8,20 @@ uniform.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
 from secure_agg.errors import LocalProtocolError
 from secure_agg.keys import SEED_BYTES
+from secure_agg.keystream import CIPHER_NAMES, SEGMENT_BYTES, SLACK_BYTES, CipherName, keystream
 from secure_agg.parallel import over_slices, threads_for
 
 CHUNK_BYTES = 256 * 1024  # fits the second-level cache together with the slice of the vector it is added to
-AES_BLOCK_BYTES = 16
-CHACHA20_BLOCK_BYTES = 64
-SLACK_BYTES = CHACHA20_BLOCK_BYTES - 1  # update_into wants room for one block less a byte beyond the data
 _ZEROS = bytes(CHUNK_BYTES)
 
-CipherName = Literal["aes-256-ctr", "chacha20"]
 MaskJob = tuple[bytes, bool]
 """A seed (32 bytes, the cipher's key for this one stream and for nothing else), and whether its mask is subtracted."""
 
@@ -46,14 +42,14 @@ def add_masks(
 ) -> None:
     """Add or subtract the masks of some seeds to a vector in place.
 
-    The result does not depend on the order of the jobs or the number of threads: each thread works on a slice of the
-    vector of its own, at the position in every keystream that belongs to it.
+    The result does not depend on the order of the jobs or the number of threads: each thread works on segments of the
+    vector of its own, and every segment has its own place in every keystream.
 
     Args:
         vector: ring elements (d,), unsigned, contiguous and writable.
         jobs: the seeds, each with whether its mask is subtracted.
-        cipher: AES-256 in counter mode from counter zero (NIST SP 800-38A), or ChaCha20 (RFC 8439) from counter and
-            nonce zero for machines without AES instructions.
+        cipher: what :func:`secure_agg.keystream.keystream` makes of the seeds; ChaCha20 is for machines without AES
+            instructions.
         threads: most threads, at least 1; None for one a core where the work is large.
 
     Raises:
@@ -67,37 +63,35 @@ def add_masks(
             "masks are added to a contiguous, writable vector of unsigned integers",
             remedy="encode the values with secure_agg.ring.encode and copy the result",
         )
-    if cipher not in ("aes-256-ctr", "chacha20"):
+    if cipher not in CIPHER_NAMES:
         raise LocalProtocolError(f"unknown cipher {cipher}", remedy="choose aes-256-ctr or chacha20")
-    pieces = -(-vector.nbytes // CHUNK_BYTES)
+    segments = -(-vector.nbytes // SEGMENT_BYTES)
 
-    def mask_pieces(start: int, stop: int) -> None:
-        _mask_pieces(vector, jobs, cipher, start, stop)
+    def mask_segments(start: int, stop: int) -> None:
+        _mask_segments(vector, jobs, cipher, start, stop)
 
-    over_slices(mask_pieces, pieces, threads_for(vector.nbytes * len(jobs), threads))
+    over_slices(mask_segments, segments, threads_for(vector.nbytes * len(jobs), threads))
 
 
-def _mask_pieces(vector: NDArray[Any], jobs: tuple[MaskJob, ...], cipher: CipherName, first: int, stop: int) -> None:
-    """Mask the pieces ``first`` to ``stop`` of a vector, each with every job."""
-    streams = [
-        (_keystream(seed, cipher, first * CHUNK_BYTES), np.subtract if subtract else np.add) for seed, subtract in jobs
-    ]
+def _mask_segments(vector: NDArray[Any], jobs: tuple[MaskJob, ...], cipher: CipherName, first: int, stop: int) -> None:
+    """Mask the segments ``first`` to ``stop`` of a vector, each with every job."""
     buffer = bytearray(CHUNK_BYTES + SLACK_BYTES)
     zeros = memoryview(_ZEROS)
-    per_piece = CHUNK_BYTES // vector.dtype.itemsize
-    mask = np.frombuffer(buffer, dtype=vector.dtype.newbyteorder("<"), count=per_piece)
-    for piece in range(first, stop):
-        part = vector[piece * per_piece : (piece + 1) * per_piece]
-        fill, keystream = zeros[: part.nbytes], mask[: part.size]
-        for stream, combine in streams:
-            stream.update_into(fill, buffer)
-            combine(part, keystream, out=part)
+    mask = np.frombuffer(buffer, dtype=vector.dtype.newbyteorder("<"), count=CHUNK_BYTES // vector.itemsize)
+    for segment in range(first, stop):
+        streams = [
+            (keystream(seed, cipher, segment), np.subtract if subtract else np.add) for seed, subtract in jobs
+        ]
+        for part in _chunks(vector, segment):
+            fill, values = zeros[: part.nbytes], mask[: part.size]
+            for stream, combine in streams:
+                stream.update_into(fill, buffer)
+                combine(part, values, out=part)
 
 
-def _keystream(seed: bytes, cipher: CipherName, offset: int) -> CipherContext:
-    """Start a cipher whose output over zeros is the keystream from a byte offset, a multiple of every block size."""
-    if cipher == "aes-256-ctr":
-        counter = (offset // AES_BLOCK_BYTES).to_bytes(AES_BLOCK_BYTES, "big")
-        return Cipher(algorithms.AES(seed), modes.CTR(counter)).encryptor()
-    counter = (offset // CHACHA20_BLOCK_BYTES).to_bytes(AES_BLOCK_BYTES, "little")
-    return Cipher(algorithms.ChaCha20(seed, counter), mode=None).encryptor()
+def _chunks(vector: NDArray[Any], segment: int) -> Iterator[NDArray[Any]]:
+    """Cut one segment of a vector into pieces that stay in the cache while every mask is added to them."""
+    per_segment, per_chunk = SEGMENT_BYTES // vector.itemsize, CHUNK_BYTES // vector.itemsize
+    part = vector[segment * per_segment : (segment + 1) * per_segment]
+    for start in range(0, part.size, per_chunk):
+        yield part[start : start + per_chunk]

@@ -12,7 +12,7 @@ import numpy as np
 
 from secure_agg.errors import PolicyError
 from secure_agg.graph import COMPLETE_GRAPH_LIMIT_SITES, GraphParameters, sparse_parameters
-from secure_agg.masks import CipherName
+from secure_agg.keystream import CIPHER_NAMES, CipherName
 
 __all__ = ["COMPLETE_GRAPH_LIMIT_SITES", "MAX_COHORT_SITES", "RING_DTYPES", "PolicyError", "SecureSumPolicy"]
 
@@ -79,7 +79,7 @@ class SecureSumPolicy:
         _require(self.max_magnitude >= 1, "max_magnitude is at least 1")
         _require(self.max_weight is None or self.max_weight >= 1, "max_weight is at least 1, or None for no weights")
         _require(0 <= self.dropout_permille <= 500, "dropout_permille lies between 0 and 500")
-        _require(self.mask_cipher in ("aes-256-ctr", "chacha20"), "mask_cipher is aes-256-ctr or chacha20")
+        _require(self.mask_cipher in CIPHER_NAMES, "mask_cipher is aes-256-ctr or chacha20")
         _require(
             self.max_cohort * (self.max_weight or 1) * self.max_magnitude < 2 ** (self.ring_bits - 1),
             "max_cohort * max_weight * max_magnitude must stay below 2^(ring_bits - 1), or a sum could wrap unnoticed",

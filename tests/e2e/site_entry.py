@@ -24,7 +24,8 @@ from fedmvp.study.config import ClientConfig, load_client_config
 from fedmvp.study.policy import StudyPolicy
 from privacy.ledger import Ledger
 from secure_agg.client import ClientSession
-from secure_agg.masks import CipherName, MaskJob
+from secure_agg.keystream import CipherName
+from secure_agg.masks import MaskJob
 from secure_agg.messages import Confirmations, MaskedInput, PeerKeys, PeerShares, Survivors
 from tests.e2e.synthetic import SyntheticSource
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from secure_agg import keys, masks, sharing
+from secure_agg import keys, keystream, sharing
 from secure_agg.encoding import canonical
 from secure_agg.errors import KeyAgreementError, ShareError, SignatureError
 from secure_agg.keys import AgreementKey, SigningKey, derive, verify
@@ -201,14 +202,13 @@ def test_a_seal_over_something_that_is_no_pair_of_shares_is_refused(shares, reas
         sharing.open_shares(b"c", b"t", **ends, ciphertext=sealed)
 
 
-def test_the_keystream_gives_the_answer_of_sp_800_38a_f_5_5():
+def test_counter_mode_gives_the_answer_of_sp_800_38a_f_5_5():
     key = unhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
-    counter = int.from_bytes(unhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"), "big")
     plain = unhex(
         "6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51"
         "30c81c46a35ce411e5fbc1191a0a52eff69f2445df4f9b17ad2b417be66c3710"
     )
-    stream = masks._keystream(key, "aes-256-ctr", counter * masks.AES_BLOCK_BYTES)
+    stream = Cipher(algorithms.AES256(key), modes.CTR(unhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"))).encryptor()
     assert stream.update(plain) == unhex(
         "601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5"
         "2b0930daa23de94ce87017ba2d84988ddfc9c58db67aada613c2dd08457941a6"
@@ -216,12 +216,13 @@ def test_the_keystream_gives_the_answer_of_sp_800_38a_f_5_5():
 
 
 def test_the_keystream_gives_the_answer_of_rfc_8439_section_2_4_2():
-    counter_and_nonce = int.from_bytes(unhex("01000000" + "000000000000004a00000000"), "little")
     plain = (
         b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, "
         b"sunscreen would be it."
     )
-    stream = masks._keystream(bytes(range(32)), "chacha20", counter_and_nonce * masks.CHACHA20_BLOCK_BYTES)
+    segment = int.from_bytes(unhex("000000000000004a00000000"), "big")
+    stream = keystream.keystream(bytes(range(32)), "chacha20", segment)
+    stream.update(bytes(64))  # the example starts at counter 1
     assert stream.update(plain) == unhex(
         "6e2e359a2568f98041ba0728dd0d6981e97e7aec1d4360c20a27afccfd9fae0bf91b65c5524733ab8f593dabcd62b357"
         "1639d624e65152ab8f530c359f0861d807ca0dbf500d6a6156a38e088a22b65e52bc514d16ccf806818ce91ab7793736"
@@ -240,8 +241,7 @@ def test_the_chacha20_mask_is_the_first_two_blocks_of_rfc_8439_appendix_a_1():
     )
 
 
-def test_the_aes_mask_of_the_zero_key_is_the_encryption_of_counters_from_zero():
+def test_the_aes_mask_of_the_zero_key_is_the_ciphertext_of_test_case_14_of_gcm():
     mask = np.zeros(4, dtype=np.uint32)
     add_masks(mask, [(bytes(32), False)])
-    # the hash key H of test case 13 in the specification of GCM: AES-256 of the zero block under the zero key
-    assert mask.astype("<u4").tobytes() == unhex("dc95c078a2408989ad48a21492842087")
+    assert mask.astype("<u4").tobytes() == unhex("cea7403d4d606b6e074ec5d3baf39d18")

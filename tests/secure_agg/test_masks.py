@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from secure_agg import masks, parallel
+from secure_agg import keystream, masks, parallel
 from secure_agg.errors import LocalProtocolError
-from secure_agg.masks import CHUNK_BYTES, add_masks
+from secure_agg.masks import add_masks
 
 SEED = bytes(range(32))
 JOBS = tuple((hashlib.sha256(b"job %d" % i).digest(), i % 2 == 1) for i in range(5))
@@ -19,19 +19,20 @@ CIPHERS = ["aes-256-ctr", "chacha20"]
 
 
 def aes_by_blocks(seed, size):
-    """The counter mode written out: encrypt 0, 1, 2, ... one block at a time."""
+    """Counter mode written out: encrypt the segment's number and 2, 3, 4, ... one block at a time."""
     block = Cipher(algorithms.AES(seed), modes.ECB()).encryptor()
-    return block.update(b"".join(counter.to_bytes(16, "big") for counter in range(-(-size // 16))))[:size]
+    places = (divmod(16 * index, masks.SEGMENT_BYTES) for index in range(-(-size // 16)))
+    return block.update(b"".join(s.to_bytes(12, "big") + (2 + at // 16).to_bytes(4, "big") for s, at in places))[:size]
 
 
 def rotated(word, bits):
     return (word << bits | word >> (32 - bits)) & 0xFFFFFFFF
 
 
-def chacha20_block(seed, counter):
-    """One block of RFC 8439, section 2.3, written out, under a nonce of zero."""
+def chacha20_block(seed, counter, nonce):
+    """One block of RFC 8439, section 2.3, written out."""
     constants = b"expand 32-byte k"
-    start = np.frombuffer(constants + seed + counter.to_bytes(4, "little") + bytes(12), dtype="<u4").tolist()
+    start = np.frombuffer(constants + seed + counter.to_bytes(4, "little") + nonce, dtype="<u4").tolist()
     state = list(start)
     columns = [(0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15)]
     diagonals = [(0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)]
@@ -44,7 +45,8 @@ def chacha20_block(seed, counter):
 
 
 def chacha20_by_blocks(seed, size):
-    return b"".join(chacha20_block(seed, counter) for counter in range(-(-size // 64)))[:size]
+    places = (divmod(64 * index, masks.SEGMENT_BYTES) for index in range(-(-size // 64)))
+    return b"".join(chacha20_block(seed, at // 64, s.to_bytes(12, "big")) for s, at in places)[:size]
 
 
 BY_BLOCKS = {"aes-256-ctr": aes_by_blocks, "chacha20": chacha20_by_blocks}
@@ -62,16 +64,18 @@ def little_endian(mask):
 
 @pytest.fixture
 def small_work_is_split(monkeypatch):
-    """Let a few pieces be enough for several threads, and count the slices that are made."""
+    """Let a few small segments be enough for several threads, and count the slices that are made."""
     slices = []
     monkeypatch.setattr(parallel, "MIN_BYTES_PER_THREAD", 1)
-    plain = masks._mask_pieces
+    monkeypatch.setattr(masks, "SEGMENT_BYTES", 256)
+    monkeypatch.setattr(masks, "CHUNK_BYTES", 64)
+    plain = masks._mask_segments
 
     def counted(vector, jobs, cipher, first, stop):
         slices.append((first, stop))
         plain(vector, jobs, cipher, first, stop)
 
-    monkeypatch.setattr(masks, "_mask_pieces", counted)
+    monkeypatch.setattr(masks, "_mask_segments", counted)
     return slices
 
 
@@ -135,45 +139,49 @@ def test_a_mask_does_not_depend_on_how_it_is_cut(monkeypatch, cipher, dtype, chu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_mask_does_not_depend_on_the_number_of_threads(small_work_is_split, cipher, dtype, threads):
-    per_piece = CHUNK_BYTES // np.dtype(dtype).itemsize
-    vector = np.zeros(4 * per_piece + 13, dtype=dtype)
+    per_segment = masks.SEGMENT_BYTES // np.dtype(dtype).itemsize
+    vector = np.zeros(4 * per_segment + 13, dtype=dtype)
     add_masks(vector, JOBS, cipher=cipher, threads=threads)
     assert len(small_work_is_split) == threads
     in_one_go = np.zeros_like(vector)
     for seed, subtract in JOBS:
-        algorithm = algorithms.AES(seed) if cipher == "aes-256-ctr" else algorithms.ChaCha20(seed, bytes(16))
-        mode = modes.CTR(bytes(16)) if cipher == "aes-256-ctr" else None
-        stream = Cipher(algorithm, mode).encryptor().update(bytes(vector.nbytes))
-        values = np.frombuffer(stream, dtype=vector.dtype.newbyteorder("<"))
+        values = np.frombuffer(BY_BLOCKS[cipher](seed, vector.nbytes), dtype=vector.dtype.newbyteorder("<"))
         (np.subtract if subtract else np.add)(in_one_go, values, out=in_one_go)
     np.testing.assert_array_equal(vector, in_one_go)
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_more_threads_than_pieces_change_nothing(small_work_is_split, monkeypatch, cipher, size):
-    monkeypatch.setattr(masks, "CHUNK_BYTES", 64)
-    vector = mask_of(np.uint32, 16 * size - 5, cipher=cipher, threads=64)
+def test_more_threads_than_segments_change_nothing(small_work_is_split, cipher, size):
+    vector = mask_of(np.uint32, 64 * size - 5, cipher=cipher, threads=64)
     assert little_endian(vector) == BY_BLOCKS[cipher](SEED, vector.nbytes)
     assert len(small_work_is_split) == size
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-def test_threads_that_started_every_slice_at_counter_zero_would_be_noticed(small_work_is_split, monkeypatch, cipher):
-    plain = masks._keystream
-    monkeypatch.setattr(masks, "CHUNK_BYTES", 64)
+def test_threads_that_started_every_slice_at_segment_zero_would_be_noticed(small_work_is_split, monkeypatch, cipher):
     whole = mask_of(np.uint32, 100, cipher=cipher, threads=1)
-    monkeypatch.setattr(masks, "_keystream", lambda seed, cipher, _offset: plain(seed, cipher, 0))
+    monkeypatch.setattr(masks, "keystream", lambda seed, cipher, _segment: keystream.keystream(seed, cipher, 0))
     assert not np.array_equal(mask_of(np.uint32, 100, cipher=cipher, threads=2), whole)
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
-def test_a_vector_longer_than_a_chunk_has_one_keystream(cipher):
-    long = mask_of(np.uint32, CHUNK_BYTES // 4 + 10, cipher=cipher)
+def test_every_mebibyte_of_a_mask_has_a_nonce_of_its_own(cipher):
+    long = little_endian(mask_of(np.uint32, 2 * 2**20 // 4 + 10, cipher=cipher))
     if cipher == "aes-256-ctr":
-        assert little_endian(long)[-40:] == aes_by_blocks(SEED, long.nbytes)[-40:]
+        assert long == aes_by_blocks(SEED, len(long))
     else:
-        assert little_endian(long)[-40:] == chacha20_block(SEED, CHUNK_BYTES // 64)[:40]
+        first, second, third = (chacha20_block(SEED, 0, bytes(11) + bytes([segment]))[:40] for segment in range(3))
+        assert (long[:40], long[2**20 : 2**20 + 40], long[2**21 :]) == (first, second, third)
+
+
+@pytest.mark.parametrize("segment", [0, 1, 2**32, 2**96 - 1])
+def test_the_keystream_is_plain_counter_mode_of_the_library(segment):
+    first_block = segment.to_bytes(12, "big") + (2).to_bytes(4, "big")
+    plain = Cipher(algorithms.AES256(SEED), modes.CTR(first_block)).encryptor()
+    stream = keystream.keystream(SEED, "aes-256-ctr", segment)
+    for size in (70_001, 2**18, 1):
+        assert stream.update(bytes(size)) == plain.update(bytes(size))
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)

@@ -78,13 +78,22 @@ def aes_counter_bytes(key: bytes, count: int) -> bytes:
     return b"".join(block.update(i.to_bytes(16, "big")) for i in range(count // 16 + 1))[:count]
 
 
-def chacha20_bytes(key: bytes, count: int) -> bytes:
-    """The blocks 0, 1, 2, ... of RFC 8439, section 2.3, with nonce zero."""
-    return b"".join(_chacha20_block(key, i) for i in range(count // 64 + 1))[:count]
+def aes_mask_bytes(key: bytes, count: int) -> bytes:
+    """AES-256 of segment, counter as big-endian blocks; the counters 2, 3, 4, ... for each mebibyte."""
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    places = (divmod(i, 2**20 // 16) for i in range(count // 16 + 1))
+    return b"".join(block.update(s.to_bytes(12, "big") + n4(2 + i)) for s, i in places)[:count]
 
 
-def _chacha20_block(key: bytes, counter: int) -> bytes:
-    start = [*struct.unpack("<4I", b"expand 32-byte k"), *struct.unpack("<8I", key), counter, 0, 0, 0]
+def chacha20_mask_bytes(key: bytes, count: int) -> bytes:
+    """The blocks 0, 1, 2, ... of RFC 8439, section 2.3, for each mebibyte, whose number is the nonce, big-endian."""
+    places = (divmod(i, 2**20 // 64) for i in range(count // 64 + 1))
+    return b"".join(_chacha20_block(key, i, s.to_bytes(12, "big")) for s, i in places)[:count]
+
+
+def _chacha20_block(key: bytes, counter: int, nonce: bytes) -> bytes:
+    parts = (b"expand 32-byte k", key, counter.to_bytes(4, "little"), nonce)
+    start = struct.unpack("<16I", b"".join(parts))
     s = list(start)
 
     def quarter(a: int, b: int, c: int, d: int) -> None:
@@ -104,7 +113,7 @@ def _chacha20_block(key: bytes, counter: int) -> bytes:
 def mask_integers(seed: bytes, count: int, bits: int, cipher: str = "aes-256-ctr") -> list[int]:
     """A mask: the keystream read as little-endian integers of the ring."""
     width = bits // 8
-    raw = {"aes-256-ctr": aes_counter_bytes, "chacha20": chacha20_bytes}[cipher](seed, count * width)
+    raw = {"aes-256-ctr": aes_mask_bytes, "chacha20": chacha20_mask_bytes}[cipher](seed, count * width)
     return [int.from_bytes(raw[i * width : (i + 1) * width], "little") for i in range(count)]
 
 

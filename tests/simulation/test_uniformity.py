@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 
 from secure_agg.dealing import AttemptSecrets
-from secure_agg.masks import AES_BLOCK_BYTES, CHUNK_BYTES, add_masks
+from secure_agg.keystream import SEGMENT_BYTES
+from secure_agg.masks import CHUNK_BYTES, add_masks
 from tests.simulation.federation import Federation
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.no_cover]  # coverage doubles its time and gains no branch
 
 LOG_CHANCE = 23.0  # -ln of the chance that one comparison fails by accident: 1.03e-10
+AES_BLOCK_BYTES = 16
 VECTOR_BYTES = 5 * 2**20  # 40 expected in each of the 65,536 cells: an empty one is seen
 SEEDS = 350_000  # seeds of 32 bits would collide but for a chance of exp(-SEEDS^2 / 2^33) = 6.4e-7
 KINDS = ("zero", "constant", "largest", "smallest")
@@ -69,7 +71,8 @@ def failures_of(vector):
     """The names of the statistics that one vector fails."""
     octets = np.bincount(vector.view(np.uint8), minlength=2**8)
     cells = np.bincount(vector.view(np.uint16), minlength=2**16)
-    lags = {1, 2, 3, AES_BLOCK_BYTES // vector.itemsize, CHUNK_BYTES // vector.itemsize}
+    lags = {1, 2, 3, AES_BLOCK_BYTES // vector.itemsize}
+    lags |= {size // vector.itemsize for size in (CHUNK_BYTES, SEGMENT_BYTES) if size < vector.nbytes}
     outcomes = {
         "bytes": chi_square(octets),
         "values": chi_square(cells),

@@ -17,7 +17,8 @@ import numpy as np
 from secure_agg.encoding import tensors_digest, vector_digest
 from secure_agg.graph import Graph, shuffled
 from secure_agg.keys import AgreementKey
-from secure_agg.masks import CipherName, add_masks
+from secure_agg.keystream import CipherName
+from secure_agg.masks import add_masks
 from secure_agg.policy import SecureSumPolicy
 from secure_agg.shamir import split
 from secure_agg.sharing import open_shares, pair_mask_seed, seal_shares, self_mask_seed

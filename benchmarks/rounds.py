@@ -2,7 +2,8 @@
 
 Every site runs its whole session: it encodes, checks, masks, signs and reads the published sum by itself, and nothing
 that one site computed is used by another. The register of releases is in memory. Every message is turned into bytes and
-back for each recipient, as on a wire, or handed over as it is.
+back for each recipient, as on a wire, or handed over as it is. Each site encodes into memory that it keeps from round
+to round, and so does the receiving end of the wire.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -32,6 +33,7 @@ from secure_agg.roster import Roster, RosterEntry
 from secure_agg.server import ServerSession
 
 VALUE_RANGE = 4.0
+PIECE_BYTES = 2**20  # a vector travels in mebibytes, as over gRPC
 Update = NDArray[np.float32]
 Updates = Mapping[int, Update]
 
@@ -57,6 +59,7 @@ class Consortium:
     roster: Roster
     policy: SecureSumPolicy
     context: RoundContext
+    _vectors: dict[int, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def enrol(
@@ -110,6 +113,12 @@ class Consortium:
             context=self.context,
             ledger_head=bytes(32),
         )
+
+    def vector(self, site: int) -> NDArray[Any]:
+        """Where one site encodes its updates (policy.length,)."""
+        if site not in self._vectors:
+            self._vectors[site] = np.zeros(self.policy.length, dtype=self.policy.dtype)
+        return self._vectors[site].view()  # what is made read-only with the message is this view
 
     def server(self) -> ServerSession:
         """Start the session of the server."""
@@ -168,7 +177,7 @@ class InProcess:
     """
 
     def __init__(self, consortium: Consortium, updates: Updates, *, wire: bool) -> None:
-        self._consortium, self._updates, self._wire = consortium, updates, wire
+        self._consortium, self._updates, self._link = consortium, updates, Link() if wire else None
         self._clock = Clock()
         self._sent: list[Any] = []  # what the first site sent
 
@@ -192,7 +201,7 @@ class InProcess:
         def mask(client: ClientSession, site: int) -> MaskedInput:
             client.receive_peer_shares(self._carry(inboxes[site]))
             with clock.part("of that, encode"):
-                vector = encode(policy, self._updates[site])
+                vector = encode(policy, self._updates[site], out=self._consortium.vector(site))
             return client.masked_input(vector, MemoryReleases(), overwrite=True)
 
         self._collect("masked input", clients, mask, server.receive_masked_input)
@@ -244,21 +253,38 @@ class InProcess:
 
     def _carry(self, message: Any) -> Any:
         """Hand a message to its recipient."""
-        return from_bytes(to_bytes(message)) if self._wire else message
+        return self._link.carry(message) if self._link else message
 
 
-def to_bytes(message: Any) -> bytes:
-    """Turn a message into one string of bytes; a vector in it is copied once."""
-    vectors: list[pickle.PickleBuffer] = []
-    rest = pickle.dumps(message, protocol=5, buffer_callback=vectors.append)
-    return b"".join([len(rest).to_bytes(8, "big"), rest, *(vector.raw() for vector in vectors)])
+class Link:
+    """Turns messages into bytes and back; a vector travels in pieces, which are put together at the receiving end."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+
+    def carry(self, message: Any) -> Any:
+        """Carry one message; a vector in it lives until the next one is carried."""
+        vectors: list[pickle.PickleBuffer] = []
+        rest = pickle.dumps(message, protocol=5, buffer_callback=vectors.append)
+        return pickle.loads(
+            rest, buffers=[self._receive(pieces(vector.raw()), vector.raw().nbytes) for vector in vectors]
+        )
+
+    def _receive(self, parts: Iterator[bytes], size: int) -> memoryview:
+        """Put pieces together."""
+        if len(self._received) < size:
+            self._received = bytearray(size)
+        whole, filled = memoryview(self._received)[:size], 0
+        for part in parts:
+            whole[filled : filled + len(part)] = part
+            filled += len(part)
+        return whole
 
 
-def from_bytes(content: bytes) -> Any:
-    """Read a message from its bytes; a vector in it stays where it is."""
-    whole = memoryview(content)
-    start = 8 + int.from_bytes(whole[:8], "big")
-    return pickle.loads(whole[8:start], buffers=[whole[start:]])
+def pieces(vector: memoryview) -> Iterator[bytes]:
+    """Copy a vector's bytes out, a piece at a time."""
+    for start in range(0, vector.nbytes, PIECE_BYTES):
+        yield bytes(vector[start : start + PIECE_BYTES])
 
 
 def run_round(consortium: Consortium, updates: Updates, *, wire: bool = True) -> Outcome:

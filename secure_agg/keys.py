@@ -23,7 +23,7 @@ PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 CURVE25519_FIELD = 2**255 - 19
 SEED_BYTES = 32  # a full AES-256 key: a mask seed is never folded to fewer bits
-MIN_SIGNATURES_PER_THREAD = 4  # fewer are checked sooner than a thread is woken
+MIN_SIGNATURES_PER_THREAD = 2  # fewer are checked sooner than a thread is woken
 
 Randomness = Callable[[int], bytes]
 

@@ -79,9 +79,7 @@ def _mask_segments(vector: NDArray[Any], jobs: tuple[MaskJob, ...], cipher: Ciph
     zeros = memoryview(_ZEROS)
     mask = np.frombuffer(buffer, dtype=vector.dtype.newbyteorder("<"), count=CHUNK_BYTES // vector.itemsize)
     for segment in range(first, stop):
-        streams = [
-            (keystream(seed, cipher, segment), np.subtract if subtract else np.add) for seed, subtract in jobs
-        ]
+        streams = [(keystream(seed, cipher, segment), np.subtract if subtract else np.add) for seed, subtract in jobs]
         for part in _chunks(vector, segment):
             fill, values = zeros[: part.nbytes], mask[: part.size]
             for stream, combine in streams:

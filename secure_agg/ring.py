@@ -45,18 +45,23 @@ class DecodedSum:
         return self.values / self.weight
 
 
-def encode(policy: SecureSumPolicy, values: Reals, *, weight: int | None = None) -> NDArray[Any]:
+def encode(
+    policy: SecureSumPolicy, values: Reals, *, weight: int | None = None, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Encode a real vector (d,) as ring elements; see :func:`encode_with_count`."""
-    return encode_with_count(policy, values, weight=weight)[0]
+    return encode_with_count(policy, values, weight=weight, out=out)[0]
 
 
-def encode_with_count(policy: SecureSumPolicy, values: Reals, *, weight: int | None = None) -> tuple[NDArray[Any], int]:
+def encode_with_count(
+    policy: SecureSumPolicy, values: Reals, *, weight: int | None = None, out: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], int]:
     """Encode a real vector and count the values that had to be saturated.
 
     Args:
         policy: ring, fraction bits, largest magnitude and largest weight.
         values: real vector (d,) of floating-point numbers, finite.
         weight: 1 to the policy's max_weight; only where the policy has weights, and there it must be given.
+        out: where the ring elements go (policy.length,); memory that an earlier round has touched is faster than new.
 
     Returns:
         Ring elements (policy.length,): each value as round-half-even(v * 2^f) saturated to [-M, M], times the weight,
@@ -64,7 +69,8 @@ def encode_with_count(policy: SecureSumPolicy, values: Reals, *, weight: int | N
         is for the site's own log: it is data dependent and never sent.
 
     Raises:
-        LocalProtocolError: if type or shape is wrong, a value is not finite, or the weight is not one of the policy's.
+        LocalProtocolError: if type or shape is wrong, a value is not finite, or the weight is not one of the policy's;
+            what ``out`` holds then is undefined.
     """
     _check_weight(policy, weight)
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != (policy.dimension,):
@@ -74,7 +80,12 @@ def encode_with_count(policy: SecureSumPolicy, values: Reals, *, weight: int | N
             f"({policy.dimension},)",
             remedy="hand in the update of the model that the policy describes, as one flat array",
         )
-    encoded = np.empty(policy.length, dtype=policy.dtype)
+    encoded = np.empty(policy.length, dtype=policy.dtype) if out is None else out
+    if (encoded.dtype, encoded.shape) != (policy.dtype, (policy.length,)) or not encoded.flags.carray:
+        raise LocalProtocolError(
+            f"the array to encode into is not a writable {policy.dtype}({policy.length},)",
+            remedy="make it with numpy.empty(policy.length, policy.dtype), or leave it out",
+        )
     signed = _signed(policy, encoded)
     saturated: list[int] = []
 

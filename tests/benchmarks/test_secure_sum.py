@@ -13,7 +13,7 @@ import pytest
 from benchmarks import secure_sum
 from benchmarks.crowd import DROP_PHASES, crowd_row, dropouts
 from benchmarks.floor import masking_row, round_keystream_bytes
-from benchmarks.rounds import Consortium, assert_exact, normal_update, run_round
+from benchmarks.rounds import Consortium, Link, assert_exact, normal_update, run_round
 from benchmarks.server_memory import memory_row
 from secure_agg.graph import sparse_parameters
 
@@ -85,6 +85,17 @@ def test_a_peer_over_its_limit_is_stopped_and_null(capsys, peer):
     assert row["peer_over_s"] == 0.2
 
 
+def test_a_vector_longer_than_a_piece_arrives_as_it_was_sent_and_so_does_the_next_one():
+    link = Link()
+    for size, value in ((600_000, 7), (5, 9), (700_001, 11)):
+        sent = np.full(size, value, dtype=np.uint32)
+        sent[-1] = 1
+        arrived = link.carry({"vector": sent, "sender": 3})
+        assert arrived["sender"] == 3
+        np.testing.assert_array_equal(arrived["vector"], sent)
+        assert not np.shares_memory(arrived["vector"], sent)
+
+
 @pytest.mark.parametrize("wire", [False, True])
 def test_a_round_asserts_the_exact_sum(wire):
     consortium = Consortium.enrol(3, 10)
@@ -117,6 +128,7 @@ def test_five_percent_drop_as_many_in_every_phase_and_the_graph_bears_it(clients
 
 def test_the_parts_run():
     assert memory_row(3, lambda _text: None, floats=1_000)["clients"] == 3
-    assert masking_row(1_000, 2, 1, runs=1)["ratio"] > 0
+    row = masking_row(1_000, 2, 1, runs=1)
+    assert min(row["ratio"], row["ratio_to_gcm"]) > 0
     assert round_keystream_bytes(5, 4, 100) == 30 * 100
     assert secure_sum.bytes_row(16, 2.05, floats=1_000, clients=3)["bytes_per_float"] > 2

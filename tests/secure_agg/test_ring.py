@@ -341,3 +341,32 @@ def test_integers_of_another_type_or_shape_are_refused(wrong):
 
 def test_integers_have_no_weight():
     refused("weight", encode_integers, policy_of(32, 10, max_weight=3), np.zeros(4, dtype=np.int64))
+
+
+@pytest.mark.parametrize("max_weight", [None, 3])
+def test_an_array_that_is_handed_in_is_filled_and_returned(max_weight):
+    policy = policy_of(32, 5, max_weight=max_weight)
+    values, weight = np.array([0.5, -0.25, 0.0, 1.0]), max_weight
+    out = np.full(policy.length, 77, dtype=policy.dtype)
+    encoded = encode(policy, values, weight=weight, out=out)
+    assert encoded is out
+    np.testing.assert_array_equal(out, encode(policy, values, weight=weight))
+
+
+def read_only(size, dtype):
+    array = np.zeros(size, dtype)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "out",
+    [np.zeros(4, np.uint64), np.zeros(5, np.uint32), np.zeros(8, np.uint32)[::2], read_only(4, np.uint32)],
+    ids=["type", "length", "stride", "read-only"],
+)
+def test_an_array_that_cannot_hold_the_vector_is_refused(out):
+    before = out.copy()
+    with pytest.raises(LocalProtocolError, match="to encode into") as caught:
+        encode(policy_of(32, 5), np.zeros(4), out=out)
+    assert caught.value.remedy
+    np.testing.assert_array_equal(out, before)

@@ -25,7 +25,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a checkout is enough
 
-from benchmarks.awake import WAKE_SECONDS, wake_cores  # noqa: E402
 from benchmarks.crowd import crowd_row  # noqa: E402
 from benchmarks.floor import COUNTER_MODE, GCM, cipher_rate, masking_row, round_keystream_bytes  # noqa: E402
 from benchmarks.peer import Peer, PeerLimitError, PeerMissingError  # noqa: E402
@@ -58,7 +57,6 @@ class Settings:
             "cores": list(self.cores),
             "messages": "as bytes and back" if self.wire else "handed over in memory",
             "peer_limit_s": self.peer_limit_s,
-            "cores_kept_busy_before_each_turn_s": WAKE_SECONDS,
             "python": platform.python_version(),
             "numpy": version("numpy"),
             "cryptography": version("cryptography"),
@@ -86,7 +84,6 @@ def round_row(floats: int, clients: int, settings: Settings) -> dict[str, Any]:
         run_round(Consortium.enrol(3, 1_000), {site: normal_update(site, 1_000) for site in (1, 2, 3)})
         for number in range(settings.runs):
             say(f"{floats:,} floats, {clients} clients: run {number + 1} of {settings.runs}")
-            wake_cores()
             outcomes.append(run_round(consortium, updates, wire=settings.wire))
             if peer is None or (number and clients >= PEER_ONCE_CLIENTS):
                 continue

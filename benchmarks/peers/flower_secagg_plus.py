@@ -1,9 +1,8 @@
 """Flower's own SecAgg+ in one process: its server workflow and its client modifier, joined by a grid in memory.
 
-Run by benchmarks/secure_sum.py with the interpreter of an environment that holds flwr; needs nothing of this project
-but what wakes the cores. Says {"ready": ...} once everything is imported, then runs one round for every line on its
-standard input and answers each with a line of JSON: the seconds, what one client uploads and how far the result is from
-the true mean.
+Run by benchmarks/secure_sum.py with the interpreter of an environment that holds flwr; needs nothing of this project.
+Says {"ready": ...} once everything is imported, then runs one round for every line on its standard input and answers
+each with a line of JSON: the seconds, what one client uploads and how far the result is from the true mean.
 
 The graph is complete (num_shares=1.0) and the reconstruction threshold is the one given; every other setting is
 Flower's default. Messages are handed over as they are, but for a copy of each message's small settings, which Flower's
@@ -18,7 +17,6 @@ import logging
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,10 +35,6 @@ from flwr.server.strategy import FedAvg
 from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
 from flwr.supercore.task_identity import TaskIdentity
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the driver runs as a program of its own
-
-from awake import wake_cores
 
 EXAMPLES = 1_000  # of every client: Flower's default max_weight, with which its grid is finest
 TOLERANCE = 1e-4  # of the mean; a wrong sum is off by far more
@@ -151,7 +145,6 @@ def main() -> None:
     one_round(small, 2, wire=options.wire)  # imports and caches are warm before the clock runs
     print(json.dumps({"ready": f"flwr {version('flwr')}"}), flush=True)
     for _line in sys.stdin:
-        wake_cores()
         print(json.dumps(one_round(updates, options.threshold, wire=options.wire)), flush=True)
 
 

@@ -194,7 +194,10 @@ class PeerShares(Message):
     def __post_init__(self) -> None:
         _need_items(None, Step.SHARE_KEYS, self.shares, "shares")
         _need_items(None, Step.SHARE_KEYS, self.commitments, "commitments")
-        for site_id, commitment in self.commitments:
+        for listed in self.commitments:
+            if [type(item) for item in listed] != [int, bytes]:
+                raise RemoteProtocolError(None, Step.SHARE_KEYS, "a commitment is not listed with its owner")
+            site_id, commitment = listed
             _need_site(Step.SHARE_KEYS, site_id, "owner")
             _need_bytes(None, Step.SHARE_KEYS, commitment, DIGEST_BYTES, "a commitment")
 

@@ -159,3 +159,13 @@ def test_the_representation_of_a_message_shows_names_and_lengths_only(message):
 def test_a_message_cannot_be_changed(message):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(message, dataclasses.fields(message)[0].name, 1)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [(SECRET * 32, 11), (11, SECRET * 32, SECRET * 32), (11,), (), (11, 12)],
+    ids=["turned round", "one too many", "without commitment", "empty", "of another site"],
+)
+def test_a_commitment_that_is_not_listed_with_its_owner_is_refused_by_name(listed):
+    with pytest.raises(RemoteProtocolError, match="not listed with its owner"):
+        PeerShares((PEER_SHARE,), ((12, SECRET * 32), listed))

@@ -55,7 +55,20 @@ class NotDecomposable(PrivacyRefused):
 
 
 class LedgerError(PrivacyError):
-    """The ledger cannot be trusted, reached or written."""
+    """The ledger cannot be trusted, reached or written.
+
+    Args:
+        what: what happened, and to which file.
+        remedy: what to do about it; shown after it.
+    """
+
+    def __init__(self, what: str, *, remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}" if self.remedy else self.what
 
 
 class LedgerMissing(LedgerError):
@@ -80,6 +93,10 @@ class LedgerVersionUnknown(LedgerError):
 
 class LedgerLocked(LedgerError):
     """Another process holds the ledger."""
+
+
+class LedgerUnreachable(LedgerError):
+    """The disk does not let the ledger be found, locked or read; what is in it is unknown."""
 
 
 class LedgerWriteFailed(LedgerError):

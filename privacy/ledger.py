@@ -17,6 +17,7 @@ from typing import Self
 
 from privacy import accountant, token
 from privacy.chain import GENESIS, EntryKind, LedgerEntry, Value, link, verify
+from privacy.disk import refused
 from privacy.errors import (
     AlreadyReleased,
     AttemptReplayed,
@@ -112,7 +113,7 @@ class Ledger:
                 Marker(last.seq, last.hash).write(path)
         except OSError as error:
             store.close()
-            raise LedgerWriteFailed(f"the marker of {path} could not be written: {error}") from error
+            raise refused(LedgerWriteFailed, f"the marker of {path} could not be written", error, path) from error
         except BaseException:
             store.close()
             raise

@@ -8,22 +8,27 @@ written before the marker, so a crash can leave the marker behind the chain but 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import secrets
 import sqlite3
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from privacy.chain import LedgerEntry, encode_body, parse
+from privacy.disk import in_words, is_refusal, primary_code, refused
 from privacy.errors import (
     LedgerCorrupt,
     LedgerError,
     LedgerExists,
     LedgerLocked,
     LedgerMissing,
+    LedgerUnreachable,
     LedgerVersionUnknown,
     LedgerWriteFailed,
 )
@@ -58,12 +63,15 @@ class Marker:
         Raises:
             LedgerCorrupt: the file is not a marker.
             LedgerVersionUnknown: the marker is of another format.
+            LedgerUnreachable: it cannot be read.
         """
         try:
             fields = json.loads(marker_path(path).read_bytes())
             version, marker = int(fields["version"]), cls(int(fields["seq"]), bytes.fromhex(fields["head"]))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise refused(LedgerUnreachable, f"{marker_path(path)} cannot be read", error, path) from error
         except (ValueError, KeyError, TypeError) as error:
             raise LedgerCorrupt(f"{marker_path(path)} is damaged: {error}") from error
         if version != FORMAT_VERSION:
@@ -100,39 +108,47 @@ class LedgerStore:
             LedgerExists: a ledger or a marker is already there.
             LedgerWriteFailed: the disk refused.
         """
-        if path.exists() or marker_path(path).exists():
-            raise LedgerExists(
-                f"there is already a ledger, or the mark of one, at {path}; a dataset keeps one ledger for life"
-            )
-        draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
-        try:
+        with in_words(LedgerWriteFailed, f"the ledger {path} could not be created", path):
+            if _exists(path) or _exists(marker_path(path)):
+                raise LedgerExists(
+                    f"there is already a ledger, or the mark of one, at {path}; a dataset keeps one ledger for life"
+                )
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            cls._put_in_place(path, first)
+
+    @classmethod
+    def _put_in_place(cls, path: Path, first: LedgerEntry) -> None:
+        """Write the whole ledger under another name, then give it its own."""
+        draft = path.with_name(f"{path.name}.draft-{secrets.token_hex(6)}")
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
             with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as connection:
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.executescript(
                     f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={FORMAT_VERSION}; {_SCHEMA}"
                 )
                 _insert(connection, first)
-            os.link(draft, path)  # unlike a rename it cannot replace a ledger that appeared meanwhile
+            try:
+                os.link(draft, path)  # unlike a rename it cannot replace a ledger that appeared meanwhile
+            except FileExistsError as error:
+                raise LedgerExists(f"there is already a ledger at {path}") from error
             _sync_folder(path.parent)
             Marker(first.seq, first.hash).write(path)
-        except FileExistsError as error:
-            raise LedgerExists(f"there is already a ledger at {path}") from error
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerWriteFailed(f"the ledger {path} could not be created: {error}") from error
         finally:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a draft left behind is no ledger, and the first error is the news
+                draft.unlink()
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool) -> Self:
         """Open an existing ledger; the writer holds the lock until :meth:`close`.
 
         Raises:
-            LedgerMissing: no file. LedgerLocked: another holder. LedgerVersionUnknown, LedgerCorrupt: as named.
+            LedgerMissing: no file. LedgerLocked: another holder. LedgerUnreachable: the disk refuses.
+            LedgerVersionUnknown, LedgerCorrupt: as named.
         """
-        if not path.is_file():
-            raise LedgerMissing(_missing(path))
+        with in_words(LedgerUnreachable, f"the ledger {path} cannot be reached", path):
+            if not _exists(path):
+                raise LedgerMissing(_missing(path))
         lock = None if read_only else _acquire_lock(path)
         try:
             connection = _connect(path, read_only=read_only)
@@ -164,7 +180,7 @@ class LedgerStore:
         Raises:
             LedgerWriteFailed: it may or may not have been stored; the caller must not go on.
         """
-        try:
+        with in_words(LedgerWriteFailed, f"the ledger {self.path} could not be written", self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 tail = self._connection.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
@@ -177,8 +193,6 @@ class LedgerStore:
                     self._connection.execute("ROLLBACK")
                 raise
             Marker(entry.seq, entry.hash).write(self.path)
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerWriteFailed(f"the ledger {self.path} could not be written: {error}") from error
 
     def close(self) -> None:
         """Release the lock and the file; harmless when repeated."""
@@ -192,8 +206,19 @@ def marker_path(path: Path) -> Path:
     return path.with_name(path.name + ".created")
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is a plain file. OSError where that cannot be told: nothing may be taken for missing then."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise IsADirectoryError(errno.EISDIR, f"{path} is not a plain file")
+    return True
+
+
 def _missing(path: Path) -> str:
-    if marker_path(path).exists():
+    if _exists(marker_path(path)):
         return (
             f"the ledger {path} is gone although {marker_path(path).name} says it was created: put it back; without it "
             "what was spent is unknown and nothing may be released"
@@ -231,11 +256,13 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except LedgerError:
         raise
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error) or "busy" in str(error):
+    except sqlite3.Error as error:
+        if primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise LedgerLocked(f"{path} is in use by another process") from error
+        if is_refusal(error):
+            raise refused(LedgerUnreachable, f"the ledger {path} cannot be read", error, path) from error
         raise LedgerCorrupt(f"{path} cannot be read as a ledger: {error}") from error
-    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:  # damaged text, types or sizes
+    except (ValueError, TypeError, OverflowError) as error:  # damaged text, types or sizes
         raise LedgerCorrupt(f"{path} cannot be read as a ledger: {error}") from error
 
 
@@ -246,15 +273,16 @@ def _insert(connection: sqlite3.Connection, entry: LedgerEntry) -> None:
 
 def _acquire_lock(path: Path) -> int:
     """An flock on a file of its own: closing a POSIX record lock's file anywhere in the process would drop it."""
-    try:
+    with in_words(LedgerUnreachable, f"the lock of {path} could not be taken", path):
         descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise LedgerWriteFailed(f"the lock of {path} could not be made: {error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise LedgerLocked(f"{path} is in use by another process; only one client may run on a dataset") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise LedgerLocked(f"{path} is in use by another process; only one client may run on a dataset") from error
+        except OSError:
+            os.close(descriptor)
+            raise
     return descriptor
 
 

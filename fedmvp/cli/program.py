@@ -116,6 +116,8 @@ def _from_libraries(error: Exception) -> UserError | None:
         LedgerExists,
         LedgerLocked,
         LedgerMissing,
+        LedgerRolledBack,
+        LedgerVersionUnknown,
         NotDecomposable,
         PrivacyRefused,
     )
@@ -143,12 +145,23 @@ def _from_libraries(error: Exception) -> UserError | None:
             ExitCode.LEDGER,
         ),
         (LedgerLocked, "stop the other fedmvp-client that uses this ledger", ExitCode.LEDGER),
+        (
+            LedgerRolledBack,
+            "put the newest ledger back; if it is lost, what was spent since is unknown, and these records can take "
+            "part in nothing more: see docs/operations.md, 'What to back up'",
+            ExitCode.LEDGER,
+        ),
+        (
+            LedgerVersionUnknown,
+            "use the version of fedmvp that wrote it last: an older one cannot know what it spent",
+            ExitCode.LEDGER,
+        ),
         (LedgerError, "restore the ledger from your backup, and keep the damaged file", ExitCode.LEDGER),
         (SecureAggregationError, "see docs/operations.md, 'When a round aborts'", ExitCode.PROTOCOL),
     ]
     for kind, remedy, code in remedies:
         if isinstance(error, kind):
-            own = error.remedy if isinstance(error, SecureAggregationError) else ""
+            own = error.remedy if isinstance(error, SecureAggregationError | LedgerError) else ""
             return UserError(str(error).removesuffix(f"; {own}"), remedy=own or remedy, exit_code=code)
     return None
 

@@ -71,6 +71,20 @@ def test_a_changed_ledger_does_not_verify(run, charged):
     assert result.out == ""
 
 
+@pytest.mark.parametrize("command", [["ledger"], ["ledger", "create"], ["ledger", "verify"], ["claim"]])
+def test_a_ledger_in_a_folder_that_cannot_be_entered_is_one_message_with_its_remedy(run, site, monkeypatch, command):
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("privacy.storage._exists", refuse)  # nothing refuses root
+    result = run("fedmvp-client", command[0], "--config", site.config, *command[1:])
+    assert (result.code, result.out) == (ExitCode.LEDGER, "")
+    what, remedy = result.err.splitlines()
+    assert what.startswith(f"error: the ledger {site.folder / 'ledger.sqlite'} ")
+    assert what.endswith(": Permission denied")
+    assert remedy.startswith(f"remedy: run as the user who owns {site.folder}")
+
+
 def write_events(study, *events):
     state = study.folder / "server" / "state"
     state.mkdir()

@@ -13,7 +13,16 @@ import structlog
 import fedmvp
 from fedmvp.cli.program import as_user_error
 from fedmvp.errors import ExitCode, UserError
-from privacy.errors import BudgetExceeded, LedgerCorrupt, LedgerLocked, LedgerMissing, NotDecomposable
+from privacy.errors import (
+    BudgetExceeded,
+    LedgerCorrupt,
+    LedgerLocked,
+    LedgerMissing,
+    LedgerRolledBack,
+    LedgerUnreachable,
+    LedgerVersionUnknown,
+    NotDecomposable,
+)
 from secure_agg.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
 
 SERVER_COMMANDS = {"init", "plan", "enroll", "revoke", "renew", "run", "status"}
@@ -120,6 +129,26 @@ def test_a_remedy_of_the_secure_sum_is_shown_as_the_remedy_and_not_twice():
     shown = as_user_error(LocalProtocolError("the file is in use", remedy="stop the other client first"))
     assert (shown.what, shown.remedy) == ("the file is in use", "stop the other client first")
     assert "operations.md" in as_user_error(RemoteProtocolError(3, "unmask", "a share is missing")).remedy
+
+
+def test_a_remedy_of_the_ledger_is_shown_as_the_remedy_and_not_twice():
+    shown = as_user_error(LedgerUnreachable("the ledger cannot be read", remedy="mount the disk"))
+    assert (shown.what, shown.remedy) == ("the ledger cannot be read", "mount the disk")
+    assert shown.exit_code is ExitCode.LEDGER
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (LedgerRolledBack("x"), "put the newest ledger back"),
+        (LedgerVersionUnknown("x"), "the version of fedmvp that wrote it"),
+        (LedgerCorrupt("x"), "keep the damaged file"),
+        (LedgerMissing("x"), "restore the ledger"),
+        (LedgerLocked("x"), "stop the other fedmvp-client"),
+    ],
+)
+def test_each_ledger_that_cannot_be_used_has_advice_of_its_own(error, advice):
+    assert advice in as_user_error(error).remedy
 
 
 def test_a_module_that_cannot_be_trained_privately_is_not_called_a_spent_budget():

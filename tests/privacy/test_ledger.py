@@ -483,7 +483,7 @@ def test_a_store_never_replaces_a_ledger_that_appears_during_creation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: Ledger
 ) -> None:
     path = tmp_path / "raced.db"
-    monkeypatch.setattr(Path, "exists", lambda self: False)
+    monkeypatch.setattr("privacy.storage._exists", lambda path: False)
     path.write_bytes(b"somebody else's")
     with pytest.raises(LedgerExists):
         LedgerStore.create(path, ledger.entries()[0])

@@ -1,12 +1,9 @@
 """Whatever becomes of the files of a ledger is noticed, or has changed nothing of what it says."""
 
 import json
-import os
 import random
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -281,53 +278,7 @@ def test_a_round_released_twice_in_one_chain_is_refused() -> None:
         verify([first, second, link(2, EntryKind.CHARGE, charge, second.hash)])
 
 
-# Disks and folders that refuse
-
-_IN_A_FOLDER_THAT_REFUSES = """
-import os, sys
-from pathlib import Path
-from privacy import Ledger, LedgerError
-from tests.crash.spend import PARAMS
-path = Path(sys.argv[1])
-ledger = Ledger.open(path)
-ledger.epsilon_after(PARAMS)  # imports what it needs while the user may read it
-path.parent.chmod(0o555)
-if os.geteuid() == 0:
-    os.seteuid(65534)  # nothing refuses root
-try:
-    ledger.reserve("run", 1, PARAMS, bytes(32)).consume()
-    print("RELEASED")
-except LedgerError as error:
-    print(type(error).__name__)
-"""
-
-
-def test_a_folder_that_cannot_be_written_gives_no_token(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    path = folder / "l.db"
-    Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=8.0).close()
-    command = [sys.executable, "-W", "ignore", "-c", _IN_A_FOLDER_THAT_REFUSES, str(path)]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-    finally:
-        folder.chmod(0o700)
-    assert run.stdout.split() == ["LedgerWriteFailed"], run.stderr
-    with Ledger.open(path) as again:
-        assert again.spent().rounds <= 1  # charged or not, nothing was released
-
-
-def test_a_folder_in_which_no_lock_can_be_made_is_refused_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "l.db"
-    Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=8.0).close()
-
-    def refuse(file: Path | str, flags: int, mode: int = 0o777) -> int:
-        raise PermissionError(13, "Permission denied", str(file))
-
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(LedgerError, match="Permission denied"):
-        Ledger.open(path)
+# Files that something else is in the way of
 
 
 def test_a_marker_that_cannot_be_caught_up_with_when_opening_is_refused(
@@ -344,16 +295,6 @@ def test_a_marker_that_cannot_be_caught_up_with_when_opening_is_refused(
         with pytest.raises(LedgerWriteFailed, match="No space left"):
             Ledger.open(site.path)
     assert not site.notices()
-
-
-def test_a_ledger_that_cannot_be_created_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("privacy.storage._insert", full)
-    with pytest.raises(LedgerWriteFailed, match=r"could not be created: .*No space left"):
-        Ledger.create(tmp_path / "l.db", dataset_id="d", delta=1e-5, epsilon_max=8.0)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_database_that_another_program_holds_is_reported_as_in_use(

@@ -27,6 +27,7 @@ from fedmvp.rpc.v1.aggregation_pb2_grpc import add_AggregationServicer_to_server
 from fedmvp.server.coordinator import Coordinator
 from fedmvp.server.evaluator import PublicModel
 from fedmvp.server.events import EventLog, Listener
+from fedmvp.server.folder_lock import lock_folder
 from fedmvp.server.lobby import Lobby, RunOver
 from fedmvp.server.reporter import Reporter
 from fedmvp.server.run_state import RunState
@@ -64,6 +65,15 @@ class _Seams:
     roster_grace_seconds: float
 
 
+@dataclass(frozen=True)
+class _Port:
+    """A server with its port bound and no call accepted yet."""
+
+    server: grpc.aio.Server
+    number: int
+    secure: bool
+
+
 def run_server(
     config: ServerConfig,
     *,
@@ -89,7 +99,7 @@ def run_server(
         How many rounds are done and why the run is over.
 
     Raises:
-        UserError: files, keys or certificates are wrong, the port is taken, or too few sites came.
+        UserError: files, keys or certificates are wrong, the port or the state folder is taken, or too few sites came.
     """
     if config.insecure and not is_loopback(config.server.listen):
         raise UserError(
@@ -109,6 +119,12 @@ async def _serve(config: ServerConfig, study: SignedStudy, tls: TlsFiles | None,
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
     )
     port = bind(server, config.server.listen, tls)  # before anything slow or durable: a taken port is the first news
+    with lock_folder(config.server.state_dir):
+        return await _serve_at(_Port(server, port, secure=tls is not None), config, study, seams)
+
+
+async def _serve_at(port: _Port, config: ServerConfig, study: SignedStudy, seams: _Seams) -> RunOver:
+    server = port.server
     model = (
         seams.public_model if seams.public_model is not None else await asyncio.to_thread(_load_model, config, study)
     )
@@ -131,7 +147,7 @@ async def _serve(config: ServerConfig, study: SignedStudy, tls: TlsFiles | None,
     service = AggregationService(
         policy=study.policy,
         roster=study.roster,
-        callers=CallerTable(study.roster, insecure=tls is None),
+        callers=CallerTable(study.roster, insecure=not port.secure),
         coordinator=coordinator,
         lobby=lobby,
         tracker=tracker,
@@ -142,9 +158,9 @@ async def _serve(config: ServerConfig, study: SignedStudy, tls: TlsFiles | None,
     await server.start()
     for name in ("", SERVICE_NAME):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    log.info("listening", port=port, host=split_endpoint(config.server.listen)[0], tls=tls is not None)
+    log.info("listening", port=port.number, host=split_endpoint(config.server.listen)[0], tls=port.secure)
     await _announce_start(events, study, state, model)
-    seams.on_listening(port)
+    seams.on_listening(port.number)
     try:
         return await _run_to_the_end(coordinator, reporter, lobby, events)
     finally:

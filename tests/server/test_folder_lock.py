@@ -128,8 +128,11 @@ def test_the_lock_is_one_for_every_name_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_not_passed_on_to_programs_that_the_server_starts(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('here', flush=True); input()"]
     with lock_folder(tmp_path):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"here\n"  # until it runs, the kernel may not have closed its copy
     try:
         with lock_folder(tmp_path):
             assert child.poll() is None

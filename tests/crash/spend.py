@@ -18,7 +18,6 @@ from privacy import (
     ADD_OR_REMOVE_ONE,
     AlreadyReleased,
     Ledger,
-    LedgerLocked,
     LedgerMissing,
     Mode,
     PrivacyParameters,
@@ -90,37 +89,6 @@ def _spend(path: Path, wire: int, step: str | None, *, send_first: bool) -> None
         number += 1
 
 
-def spend_in_turns(folder: Path, processes: int, rounds: int) -> list[list[str]]:
-    """Let several processes spend from one ledger at once, each opening it for every round; what each one sent."""
-    path = folder / "ledger.db"
-    with Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=50.0) as created:
-        created.epsilon_after(PARAMS)
-    children = []
-    for process in range(processes):
-        child = os.fork()
-        if child == 0:
-            try:
-                sent = [_spend_one(path, f"run-{process}", number) for number in range(1, rounds + 1)]
-                (folder / f"sent-{process}").write_text("\n".join(sent))
-            finally:
-                os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    return [(folder / f"sent-{process}").read_text().split("\n") for process in range(processes)]
-
-
-def _spend_one(path: Path, run: str, number: int) -> str:
-    while True:
-        try:
-            with Ledger.open(path) as opened:
-                opened.mark_attempt(run, number, 1)
-                opened.reserve(run, number, PARAMS, bytes(32)).consume()
-                return f"{run}/{number}"
-        except LedgerLocked:
-            time.sleep(0.002)
-
-
 def create_and_die(folder: Path, steps: list[str]) -> list[str]:
     """Create a ledger for each step and die there; what opening it says afterwards."""
     outcomes = []
@@ -170,10 +138,8 @@ def main(folder: Path, trials: list[float | str], *, send_first: bool) -> list[d
 
 if __name__ == "__main__":
     where, request = Path(sys.argv[1]), json.loads(sys.argv[2])
-    if "processes" in request:
-        answer: object = spend_in_turns(where, request["processes"], request["rounds"])
-    elif "create" in request:
-        answer = create_and_die(where, request["create"])
+    if "create" in request:
+        answer: object = create_and_die(where, request["create"])
     else:
         answer = main(where, request["trials"], send_first=request.get("send_first", False))
     print(json.dumps(answer))

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from privacy import Ledger, LedgerRolledBack
+from privacy import Ledger, LedgerRolledBack, accountant
 from privacy.chain import EntryKind
 from tests.crash.spend import PARAMS
+from tests.crash.spend_at_once import AFFORDABLE, AT_ONCE, PROCESSES, ROUNDS
 
 STEPS = [
     "before the transaction",
@@ -26,8 +27,8 @@ STEPS = [
 ]
 
 
-def _ask(folder: Path, **request: object) -> Any:
-    command = [sys.executable, "-m", "tests.crash.spend", str(folder), json.dumps(request)]
+def _ask(folder: Path, program: str = "tests.crash.spend", **request: object) -> Any:
+    command = [sys.executable, "-m", program, str(folder), json.dumps(request)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -70,7 +71,10 @@ def test_kills_at_random_instants_leave_nothing_released_uncharged(tmp_path: Pat
 @pytest.mark.long
 def test_two_hundred_kills_at_random_instants_leave_nothing_released_uncharged(tmp_path: Path) -> None:
     instants = [random.Random(1000 + seed).uniform(0.0, 0.15) for seed in range(200)]
-    _check(_run(tmp_path, instants))
+    reports = _run(tmp_path, instants)
+    _check(reports)
+    assert reports[-1]["sent"]
+    assert len(reports[-1]["sent"]) < len(reports[-1]["charged"])  # some died between the charge and the sending
 
 
 def test_a_kill_at_every_step_of_a_creation_leaves_a_ledger_or_nothing(tmp_path: Path) -> None:
@@ -79,13 +83,45 @@ def test_a_kill_at_every_step_of_a_creation_leaves_a_ledger_or_nothing(tmp_path:
     assert _ask(tmp_path, create=steps + later) == ["created anew"] * 3 + ["opens"] * 3
 
 
-def test_four_processes_that_spend_at_once_lose_no_charge(tmp_path: Path) -> None:
-    sent = [round_ for of_one in _ask(tmp_path, processes=4, rounds=12) for round_ in of_one]
-    assert len(set(sent)) == 48
-    with Ledger.open(tmp_path / "ledger.db") as ledger:
+def _spend_at_once(folder: Path, **request: object) -> list[str]:
+    """What four processes sent that spend from one ledger at once."""
+    sent: list[str] = _ask(folder, "tests.crash.spend_at_once", **request)
+    return sent
+
+
+def _check_at_once(folder: Path, sent: list[str]) -> None:
+    assert len(sent) == len(set(sent)), "released twice"
+    with Ledger.open(folder / "ledger.db") as ledger:
         charged = [f"{entry.run_id}/{entry.round}" for entry in ledger.entries() if entry.kind is EntryKind.CHARGE]
-        assert sorted(charged) == sorted(sent)
-        assert [ledger.last_attempt(f"run-{process}") for process in range(4)] == [(12, 1)] * 4
+        assert sorted(charged) == sorted(sent), "a charge was lost"
+        spent = accountant.spent([AT_ONCE.mechanism] * len(sent), ledger.delta, ledger.epsilon_max)
+        assert spent <= ledger.epsilon_max, "released past the budget"
+
+
+def test_four_processes_that_spend_at_once_lose_no_charge_and_stop_at_the_budget(tmp_path: Path) -> None:
+    sent = _spend_at_once(tmp_path)
+    _check_at_once(tmp_path, sent)
+    assert len(sent) == AFFORDABLE  # neither more nor fewer than one process alone
+    with Ledger.open(tmp_path / "ledger.db") as ledger:
+        assert [ledger.last_attempt(f"run-{process}") for process in range(PROCESSES)] == [(ROUNDS, 1)] * PROCESSES
+
+
+@pytest.mark.parametrize(
+    ("append", "message"), [("last writer wins", "a charge was lost"), ("link to the last", "past the budget")]
+)
+def test_control_without_the_lock_and_the_look_at_the_last_entry_the_same_check_fails(
+    tmp_path: Path, append: str, message: str
+) -> None:
+    sent = _spend_at_once(tmp_path, locked=False, append=append)
+    with pytest.raises(AssertionError, match=message):
+        _check_at_once(tmp_path, sent)
+
+
+def test_without_the_lock_the_look_at_the_last_entry_still_lets_one_of_four_through(tmp_path: Path) -> None:
+    """On a disk that grants a lock to everybody who asks."""
+    sent = _spend_at_once(tmp_path, locked=False)
+    _check_at_once(tmp_path, sent)
+    assert len(sent) == ROUNDS
 
 
 def test_control_a_site_that_sends_before_it_reserves_fails_the_same_check(tmp_path: Path) -> None:

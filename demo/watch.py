@@ -21,6 +21,7 @@ from rich.text import Text
 
 from demo.modes import DEFAULT_MODE
 from fedmvp.errors import ExitCode, UserError
+from privacy.spending import terms
 
 Event = dict[str, Any]
 SECONDS_BETWEEN_LINES = 2.0
@@ -59,6 +60,7 @@ class Progress:
     zero_shot: float | None = None
     accuracy: float | None = None
     epsilon_by_site: dict[str, float] = field(default_factory=dict)
+    terms: str = ""
     names: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     rounds_seen: list[Event] = field(default_factory=list)
@@ -82,6 +84,7 @@ class Progress:
             self.rounds_seen.append(event)
             for site, receipt in event["receipts"].items():
                 self.epsilon_by_site[self.names[site]] = float(receipt["epsilon"])
+                self.terms = terms(receipt["delta"], receipt["unit"], receipt["accountant"])
             if event["dropped"]:
                 lost = ", ".join(self.names[str(site)] for site in event["dropped"])
                 self.notes.append(
@@ -158,6 +161,7 @@ class Display:
             "phase": p.phase,
             "accuracy": p.accuracy,
             "epsilon_by_site": {name: round(value, 3) for name, value in p.epsilon_by_site.items()},
+            "epsilon_terms": p.terms,
             "seconds_left": None if left is None else round(left),
             **({"mode": p.mode} if p.mode != DEFAULT_MODE else {}),
             **({"notes": fresh} if fresh else {}),
@@ -173,4 +177,6 @@ class Display:
             table.add_row("accuracy", f"{p.accuracy:.3f}", f"zero-shot {p.zero_shot:.3f}")
         spent = "  ".join(f"{name} {value:.2f}" for name, value in sorted(p.epsilon_by_site.items()))
         table.add_row("epsilon", "by site" if p.mode == DEFAULT_MODE else f"by site, {p.mode}", spent)
+        if p.terms:
+            table.add_row("", "", p.terms)
         return Group(table, *(Text(f"  {note}", style="yellow") for note in p.notes))

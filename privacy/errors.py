@@ -21,13 +21,14 @@ class BudgetExceeded(PrivacyRefused):
 
     Args:
         epsilon_after: epsilon the dataset would have spent after the release.
-        epsilon_max: epsilon the ledger was created with.
+        epsilon_max: the limit that it would pass.
+        terms: what both stand on; see :func:`privacy.spending.terms`.
     """
 
-    def __init__(self, epsilon_after: float, epsilon_max: float) -> None:
+    def __init__(self, epsilon_after: float, epsilon_max: float, terms: str) -> None:
         super().__init__(
             f"the next release would bring this dataset to epsilon {epsilon_after:.4f}, over its budget of "
-            f"{epsilon_max:.4f}; nothing was charged and nothing may be sent"
+            f"{epsilon_max:.4f}, {terms}; nothing was charged and nothing may be sent"
         )
         self.epsilon_after = epsilon_after
         self.epsilon_max = epsilon_max

@@ -29,7 +29,7 @@ from privacy.errors import (
     PrivacyRefused,
 )
 from privacy.mechanism import ADD_OR_REMOVE_ONE, Mechanism, Mode, PrivacyParameters, check_delta, check_unit
-from privacy.spending import PrivacySpent, charge_body, now
+from privacy.spending import PrivacySpent, charge_body, now, terms
 from privacy.storage import LedgerStore, Marker, marker_path
 from privacy.token import ReleaseToken
 
@@ -177,7 +177,7 @@ class Ledger:
             delta=self.delta,
             neighboring_relation=ADD_OR_REMOVE_ONE,
             unit=self.unit,
-            accountant=accountant.name(self._mechanisms(None), self.delta, self.epsilon_max),
+            accountant=self._accountant_with(None),
             steps=sum(int(charge.body["steps"]) for charge in charges),
             rounds=len(charges),
         )
@@ -190,6 +190,10 @@ class Ledger:
         """
         self._check_fits(params)
         return self._epsilon_with(params)
+
+    def terms_after(self, params: PrivacyParameters) -> str:
+        """What :meth:`epsilon_after` stands on, in words: delta, unit, relation and accountant."""
+        return terms(self.delta, self.unit, self._accountant_with(params))
 
     @property
     def rounds_charged(self) -> int:
@@ -216,7 +220,7 @@ class Ledger:
         self._check_writable()
         after = self.epsilon_after(params)
         if not after <= self.epsilon_max:
-            raise BudgetExceeded(after, self.epsilon_max)
+            raise BudgetExceeded(after, self.epsilon_max, self.terms_after(params))
 
     def preview(self, run_id: str, round: int, params: PrivacyParameters) -> float:
         """Epsilon of the dataset after this round, charging nothing.
@@ -248,7 +252,7 @@ class Ledger:
             self._check_unreleased(run_id, round)
             self.check_affordable(params)
             after = self.epsilon_after(params)
-            name = accountant.name(self._mechanisms(params), self.delta, self.epsilon_max)
+            name = self._accountant_with(params)
             entry = self._append(
                 EntryKind.CHARGE,
                 charge_body(run_id, round, params, policy_hash=policy_hash, after=after, accountant=name),
@@ -322,6 +326,9 @@ class Ledger:
         if params is not None and params.mode is not Mode.UNSAFE_NO_DP:
             mechanisms.append(params.mechanism)
         return mechanisms
+
+    def _accountant_with(self, params: PrivacyParameters | None) -> str:
+        return accountant.name(self._mechanisms(params), self.delta, self.epsilon_max)
 
     def _check_fits(self, params: PrivacyParameters) -> None:
         if params.mode is Mode.UNSAFE_NO_DP and not self.is_unsafe:

@@ -27,6 +27,7 @@ from privacy.mechanism import (
     SubsampledGaussian,
     check_delta,
 )
+from privacy.spending import terms
 
 ORDERS: tuple[int, ...] = (*range(2, 65), *range(72, 129, 8), *range(160, 257, 32), *range(320, 513, 64), 768, 1024)
 """Orders at which curves are compared: dense where epsilons from 0.5 to 10 have theirs, up to a delta of 1e-9."""
@@ -173,7 +174,8 @@ class RenyiFilter:
             BudgetExceeded: the budget does not cover it; nothing was charged.
         """
         if not self.admits(mechanism):
-            raise BudgetExceeded(self._after(mechanism), self._epsilon_max)
+            what = terms(self._delta, "unit", f"fedmvp Renyi filter at order {self._order}")
+            raise BudgetExceeded(self._after(mechanism), self._epsilon_max, what)
         self._admitted.append(mechanism)
 
     def _after(self, mechanism: Mechanism) -> float:

@@ -10,6 +10,17 @@ from privacy.chain import Value
 from privacy.mechanism import DistributedGaussian, Mode, PrivacyParameters
 
 
+def terms(delta: float, unit: str, accountant: str) -> str:
+    """What an epsilon means, in words to be printed beside it.
+
+    Args:
+        delta: at which it is stated.
+        unit: what one neighbour adds or removes.
+        accountant: name and version of the accountant.
+    """
+    return f"at delta {delta:g}, adding or removing one {unit}; {accountant}"
+
+
 @dataclass(frozen=True, slots=True)
 class PrivacySpent:
     """What a dataset has spent in all its runs; never an epsilon without what it means.

@@ -145,6 +145,7 @@ def _mechanism_answer(policy: StudyPolicy, report: AuditReport, rounds: int) -> 
             f"{policy.training.local_steps} steps, {report.canaries} invented {report.unit}s in place of yours"
         ),
         **asdict(report),
+        "accountant": policy.accountant,
         "contradicts_claim": report.contradicts_claim,
     }
 
@@ -184,6 +185,7 @@ def _module_answer(file: Path, prompts: Prompts, report: MembershipReport) -> di
         ),
         "epsilon_claimed": claimed,
         **asdict(report),
+        "accountant": policy.accountant,
         "contradicts_claim": report.epsilon_lower > claimed,
     }
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedmvp.client.budget import charged_dimension, epsilon_with
+from fedmvp.client.budget import accountant_with, charged_dimension, epsilon_with
 from fedmvp.study.policy import StudyPolicy
 from privacy.ledger import Ledger
+from privacy.mechanism import ADD_OR_REMOVE_ONE
+from privacy.spending import terms
 
 ROWS_SHOWN = 8
 
@@ -38,6 +40,8 @@ class BudgetPlan:
         study_limit: the policy's limit on the study's epsilon.
         delta: the delta of every epsilon here.
         unit: what one neighbour adds or removes.
+        accountant: behind the records' epsilon once the plan is complete.
+        study_accountant: behind the study's.
         planned_rounds: rounds of the policy.
         last_round: the last round already charged, 0 before the first.
         affordable_round: the last round within both limits.
@@ -48,6 +52,8 @@ class BudgetPlan:
     study_limit: float
     delta: float
     unit: str
+    accountant: str
+    study_accountant: str
     planned_rounds: int
     last_round: int
     affordable_round: int
@@ -57,7 +63,13 @@ class BudgetPlan:
     @property
     def title(self) -> str:
         """The table's heading, which says what its epsilons mean."""
-        return f"Epsilon at delta {self.delta:g}, adding or removing one {self.unit}; limit {self.limit:g}"
+        return f"Epsilon {self.meaning}; limit {self.limit:g}"
+
+    @property
+    def meaning(self) -> str:
+        """What every epsilon of the plan stands on."""
+        study = "" if self.study_accountant == self.accountant else f", of this study by {self.study_accountant}"
+        return f"{terms(self.delta, self.unit, self.accountant)}{study}"
 
     def rows(self) -> Iterator[tuple[object, ...]]:
         """The table's rows."""
@@ -76,7 +88,9 @@ class BudgetPlan:
         return {
             "delta": self.delta,
             "unit": self.unit,
-            "neighboring_relation": "add-or-remove-one",
+            "neighboring_relation": ADD_OR_REMOVE_ONE,
+            "accountant": self.accountant,
+            "study_accountant": self.study_accountant,
             "epsilon_max": self.limit,
             "study_epsilon_max": self.study_limit,
             "rounds_planned": self.planned_rounds,
@@ -116,7 +130,7 @@ def plan_budget(ledger: Ledger, policy: StudyPolicy, *, epsilon_max: float) -> B
         costs = line(number)
         return costs.records <= limit and costs.study <= policy.privacy.epsilon_max
 
-    end = _last_true(affordable, last, planned)
+    end, to_come = _last_true(affordable, last, planned), max(planned - last, 0)
     numbers = sorted({number for number in spread(last, planned) if number >= max(last, 1)} | {end, planned} - {0})
     return BudgetPlan(
         lines=tuple(line(number) for number in numbers if number >= 1),
@@ -124,6 +138,8 @@ def plan_budget(ledger: Ledger, policy: StudyPolicy, *, epsilon_max: float) -> B
         study_limit=policy.privacy.epsilon_max,
         delta=ledger.delta,
         unit=ledger.unit,
+        accountant=accountant_with(ledger, parameters, to_come, run_id=None, limit=ledger.epsilon_max),
+        study_accountant=accountant_with(ledger, parameters, to_come, run_id=run_id, limit=policy.privacy.epsilon_max),
         planned_rounds=planned,
         last_round=last,
         affordable_round=end,

@@ -211,7 +211,7 @@ def _judge(plan: BudgetPlan, findings: Findings) -> None:
         )
     else:
         raise UserError(
-            f"round {plan.last_round + 1} would pass the limit of epsilon {plan.limit:g}",
+            f"round {plan.last_round + 1} would pass the limit of epsilon {plan.limit:g}, {plan.meaning}",
             remedy="these records cannot take part any more; fedmvp-client ledger shows what was spent",
             exit_code=ExitCode.BUDGET,
         )

@@ -22,6 +22,7 @@ from fedmvp.study.policy import StudyPolicy
 from privacy.chain import LedgerEntry
 from privacy.ledger import Ledger
 from privacy.mechanism import Unit
+from privacy.spending import terms
 
 EXPORT_FORMAT = "fedmvp-ledger-export-v1"
 
@@ -127,8 +128,10 @@ def create_ledger(config: ClientConfig, *, unsafe: bool, unit: str | None = None
         unsafe=unsafe,
     ) as ledger:
         stdout().print(ledger.head.hex(), soft_wrap=True)
+        meaning = terms(ledger.delta, ledger.unit, policy.accountant)
         protected = _protected(Unit(ledger.unit))
-    say(f"created {config.privacy.ledger} for {config.data.dataset_id}: epsilon at most {limit:g} for {protected}")
+    say(f"created {config.privacy.ledger} for {config.data.dataset_id}: epsilon at most {limit:g} {meaning}")
+    say(f"protected is {protected}")
 
 
 def verify_ledger(config: ClientConfig) -> None:

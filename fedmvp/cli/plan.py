@@ -15,6 +15,7 @@ from fedmvp.errors import ExitCode, UserError
 from fedmvp.study.policy import StudyPolicy, parse_policy
 from privacy import accountant
 from privacy.mechanism import DistributedGaussian
+from privacy.spending import terms
 from secure_agg.errors import PolicyError
 
 DIGITS = 4
@@ -42,8 +43,8 @@ class StudyPlan:
         """The table's heading, which says what its epsilons mean."""
         section = self.policy.privacy
         return (
-            f"Epsilon at delta {section.delta:g}, adding or removing one {section.unit}, mode {section.mode}; "
-            f"limit {section.epsilon_max:g}; {self.accountant}"
+            f"Epsilon {terms(section.delta, section.unit, self.accountant)}; mode {section.mode}; "
+            f"limit {section.epsilon_max:g}"
         )
 
     def rows(self) -> list[tuple[object, ...]]:
@@ -73,10 +74,10 @@ def plan_study(policy: StudyPolicy) -> StudyPlan:
     rounds, delta = policy.study.rounds, policy.privacy.delta
     numbers = sorted({number for number in spread(0, rounds) if number >= 1} | {rounds})
     if policy.privacy.mode == "UNSAFE-no-dp":
-        return StudyPlan(tuple((number, math.inf) for number in numbers), policy, "none")
+        return StudyPlan(tuple((number, math.inf) for number in numbers), policy, policy.accountant)
     mechanism = policy.privacy_parameters(dimension=1).mechanism  # the dimension moves no digit of epsilon
     lines = tuple((number, accountant.composition([mechanism] * number, delta)) for number in numbers)
-    return StudyPlan(lines, policy, accountant.name([mechanism], delta, policy.privacy.epsilon_max))
+    return StudyPlan(lines, policy, policy.accountant)
 
 
 def show_plan(policy: StudyPolicy) -> None:
@@ -108,15 +109,16 @@ def print_calibration(policy: StudyPolicy, target_epsilon: float, style: str) ->
         UserError: the policy has no noise, the target is out of reach, or the ring has no room for the noise.
     """
     multiplier = calibrate(policy, target_epsilon)
-    reached = plan_study(_with_noise(policy, multiplier)).lines[-1][1]
+    plan, section = plan_study(_with_noise(policy, multiplier)), policy.privacy
+    reached = plan.lines[-1][1]
     if style == "json":
-        print_json({"noise_multiplier": multiplier, "target_epsilon": target_epsilon, "epsilon": reached})
+        meaning = {name: plan.as_json()[name] for name in ("delta", "unit", "neighboring_relation", "accountant")}
+        print_json({"noise_multiplier": multiplier, "target_epsilon": target_epsilon, "epsilon": reached, **meaning})
         return
     stdout().print(f"{multiplier:g}")
-    section = policy.privacy
     say(
-        f"epsilon {reached:.4g} at delta {section.delta:g} per {section.unit} after {policy.study.rounds} rounds; "
-        "write it as [privacy] noise_multiplier"
+        f"epsilon {reached:.4g} after {policy.study.rounds} rounds, "
+        f"{terms(section.delta, section.unit, plan.accountant)}; write it as [privacy] noise_multiplier"
     )
     if section.epsilon_max < reached:
         say(f"warning: [privacy] epsilon_max is {section.epsilon_max:g}: sites will stop before the last round")

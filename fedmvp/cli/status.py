@@ -11,6 +11,9 @@ from fedmvp.study.config import ServerConfig
 from fedmvp.study.credentials import SignedStudy, load_study
 
 EVENTS_FILE = "events.jsonl"
+MEANINGFUL = ("epsilon", "delta", "neighboring_relation", "unit", "mode", "accountant")
+"""Fields of a receipt that are shown together or not at all."""
+
 STATES = {"run-finished": "finished", "run-failed": "failed", "run-stopped": "stopped"}
 """What the last event of its kind since the server was started means."""
 
@@ -34,10 +37,7 @@ def print_status(config: ServerConfig, style: str) -> None:
             name,
             site["rounds"],
             site["dropped"],
-            *(
-                site["privacy"].get(key)
-                for key in ("epsilon", "delta", "neighboring_relation", "unit", "mode", "accountant")
-            ),
+            *(site["privacy"].get(name) for name in MEANINGFUL),
         )
         for name, site in sites.items()
     ]
@@ -84,7 +84,9 @@ def _site(site_id: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "rounds": sum(site_id in event.get("survivors", ()) for event in rounds),
         "dropped": sum(site_id in event.get("dropped", ()) for event in rounds),
         "privacy": receipts[-1] if receipts else {},
-        "epsilon_by_round": [{"round": number, "epsilon": item.get("epsilon")} for number, item in by_round.items()],
+        "epsilon_by_round": [
+            {"round": number, **{name: item.get(name) for name in MEANINGFUL}} for number, item in by_round.items()
+        ],
     }
 
 

@@ -12,11 +12,12 @@ from dataclasses import replace
 
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.policy import StudyPolicy
-from privacy.accountant import spent
+from privacy.accountant import name, spent
 from privacy.chain import EntryKind
 from privacy.errors import BudgetExceeded
 from privacy.ledger import Ledger
-from privacy.mechanism import Mode, PrivacyParameters
+from privacy.mechanism import Mechanism, Mode, PrivacyParameters
+from privacy.spending import terms
 
 
 def budget_check(
@@ -35,11 +36,12 @@ def budget_check(
         ledger.check_affordable(parameters)
         after = ledger.epsilon_after(parameters)
         if not after <= config.privacy.epsilon_max:
-            raise BudgetExceeded(after, config.privacy.epsilon_max)
-        limit = policy.privacy.epsilon_max
-        in_study = epsilon_with(ledger, parameters, 1, run_id=policy.study.run_id, limit=limit)
+            raise BudgetExceeded(after, config.privacy.epsilon_max, ledger.terms_after(parameters))
+        limit, run_id = policy.privacy.epsilon_max, policy.study.run_id
+        in_study = epsilon_with(ledger, parameters, 1, run_id=run_id, limit=limit)
         if not in_study <= limit:
-            raise BudgetExceeded(in_study, limit)
+            accountant = accountant_with(ledger, parameters, 1, run_id=run_id, limit=limit)
+            raise BudgetExceeded(in_study, limit, terms(ledger.delta, ledger.unit, accountant))
 
     return check
 
@@ -56,18 +58,34 @@ def epsilon_with(
         run_id: only the charges of this run; None for all.
         limit: the budget in question, which fixes the order of the filter.
     """
+    mechanisms = _mechanisms(ledger, parameters, rounds, run_id)
+    return math.inf if mechanisms is None else spent(mechanisms, ledger.delta, limit)
+
+
+def accountant_with(
+    ledger: Ledger, parameters: PrivacyParameters, rounds: int, *, run_id: str | None, limit: float
+) -> str:
+    """Name of the accountant behind :func:`epsilon_with`, whose arguments these are; "none" where it is infinite."""
+    mechanisms = _mechanisms(ledger, parameters, rounds, run_id)
+    return "none" if mechanisms is None else name(mechanisms, ledger.delta, limit)
+
+
+def _mechanisms(
+    ledger: Ledger, parameters: PrivacyParameters, rounds: int, run_id: str | None
+) -> list[Mechanism] | None:
+    """What was charged, and what the further rounds cost; None as soon as one of them has no privacy."""
     charges = [
         entry
         for entry in ledger.entries()
         if entry.kind is EntryKind.CHARGE and (run_id is None or entry.run_id == run_id)
     ]
     if any(charge.is_unsafe for charge in charges) or (rounds and parameters.mode is Mode.UNSAFE_NO_DP):
-        return math.inf
+        return None
     mechanisms = [charge.mechanism for charge in charges]
     if rounds:
         each = parameters.mechanism
         mechanisms.append(replace(each, steps=each.steps * rounds))
-    return spent(mechanisms, ledger.delta, limit)
+    return mechanisms
 
 
 def charged_dimension(ledger: Ledger, run_id: str) -> int:

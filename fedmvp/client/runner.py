@@ -218,7 +218,15 @@ class _Runner:
 
     def _send_receipt(self, connection: Connection, round_number: int) -> None:
         receipt = make_receipt(self._site.ledger, site_id=self._site.site_id, run_id=self._run_id, round=round_number)
-        self._site.report("spent", round=round_number, epsilon=receipt.epsilon, delta=receipt.delta)
+        self._site.report(
+            "spent",
+            round=round_number,
+            epsilon=receipt.epsilon,
+            delta=receipt.delta,
+            unit=receipt.unit,
+            neighboring_relation=receipt.neighboring_relation,
+            accountant=receipt.accountant,
+        )
         try:
             connection.submit_receipt(receipt)
         except (CoordinatorAwayError, RoundLostError) as error:

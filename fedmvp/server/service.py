@@ -276,6 +276,9 @@ class AggregationService(AggregationServicer):
             has_receipt=receipt is not None,
             epsilon=receipt.epsilon if receipt else 0.0,
             delta=receipt.delta if receipt else 0.0,
+            unit=receipt.unit if receipt else "",
+            neighboring_relation=receipt.neighboring_relation if receipt else "",
+            accountant=receipt.accountant if receipt else "",
         )
 
     async def _exchange(

@@ -290,6 +290,16 @@ class StudyPolicy(Section):
             delta=section.delta,
         )
 
+    @property
+    def accountant(self) -> str:
+        """Name of the accountant behind a site's epsilon in this study alone; "none" where there is no privacy."""
+        if self.privacy.mode == "UNSAFE-no-dp":
+            return "none"
+        from privacy import accountant  # noqa: PLC0415 - the --help of a command needs none of it
+
+        mechanism = self.privacy_parameters(dimension=1).mechanism  # the dimension decides no name
+        return accountant.name([mechanism], self.privacy.delta, self.privacy.epsilon_max)
+
     def terms(self) -> Iterator[tuple[str, str]]:
         """Yield what a site agrees to by joining, as (name, value) for people."""
         yield "run", f"{self.study.run_id}: {self.study.title}"
@@ -304,7 +314,7 @@ class StudyPolicy(Section):
             "privacy",
             (
                 f"{self.privacy.mode}, unit {self.privacy.unit}, {self.privacy.neighboring_relation}, "
-                f"epsilon at most {self.privacy.epsilon_max:g} at delta {self.privacy.delta:g}"
+                f"epsilon at most {self.privacy.epsilon_max:g} at delta {self.privacy.delta:g} by {self.accountant}"
             ),
         )
         yield (

@@ -13,6 +13,7 @@ from fedmvp.study.config import load_client_config
 from fedmvp.study.consortium import enrol, open_consortium
 from fedmvp.study.credentials import load_study
 from fedmvp.study.enrolment import parse_request
+from privacy import accountant
 from privacy.ledger import Ledger
 
 
@@ -47,7 +48,9 @@ def test_epsilon_is_printed_by_round_with_what_it_means(run, site):
     assert (rows[0]["round"], rows[-1]["round"]) == (1, 20)
     assert [row["records"] for row in rows] == sorted(row["records"] for row in rows)
     text = run("fedmvp-client", "check", "--config", site.config, "--offline")
-    assert "Epsilon at delta 1e-05, adding or removing one record; limit 8" in text.out
+    title = f"Epsilon at delta 1e-05, adding or removing one record; {accountant.ACCOUNTANT}; limit 8"
+    assert title in text.out
+    assert budget["accountant"] == budget["study_accountant"] == accountant.ACCOUNTANT
     assert "ready to run" in text.err
 
 

@@ -419,7 +419,8 @@ def test_the_plan_of_a_study_is_the_accountants_curve(run, study):
     ).items()
     assert (answer["epsilon_by_round"][0]["round"], answer["epsilon_by_round"][-1]["round"]) == (1, 20)
     text = run("fedmvp-server", "plan", "--study", study.folder / "consortium").out
-    assert "Epsilon at delta 1e-05, adding or removing one record, mode record-local; limit 8" in text
+    meaning = f"at delta 1e-05, adding or removing one record; {accountant.ACCOUNTANT}"
+    assert f"Epsilon {meaning}; mode record-local; limit 8" in text
 
 
 @pytest.mark.parametrize("text", [TEMPLATE, SHARED, SILO], ids=["local", "distributed", "silo"])

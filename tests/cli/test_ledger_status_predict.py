@@ -111,7 +111,7 @@ def test_status_folds_the_events_into_one_answer(run, study):
     assert (answer["rounds_completed"], answer["rounds_planned"], answer["rounds_aborted"]) == (1, 20, 1)
     assert (answer["phase"], answer["accuracy_at_start"], answer["accuracy"]) == ("masked_input", 0.5, 0.625)
     assert answer["last_event"] == "2027-01-15T08:00:03+00:00"
-    by_round = [{"round": 1, "epsilon": 1.25}]
+    by_round = [{"round": 1, **RECEIPT}]
     assert answer["sites"]["site-1"] == {"rounds": 1, "dropped": 0, "privacy": RECEIPT, "epsilon_by_round": by_round}
     assert answer["sites"]["site-3"] == {"rounds": 0, "dropped": 1, "privacy": {}, "epsilon_by_round": []}
 

@@ -108,7 +108,7 @@ def test_ctrl_c_is_no_error(run, monkeypatch):
     [
         (UserError("x", remedy="y", exit_code=ExitCode.NETWORK), ExitCode.NETWORK),
         (click.UsageError("x"), ExitCode.USAGE),
-        (BudgetExceeded(9.0, 8.0), ExitCode.BUDGET),
+        (BudgetExceeded(9.0, 8.0, "at delta 1e-05"), ExitCode.BUDGET),
         (NotDecomposable("x"), ExitCode.INTERNAL),
         (PermissionError(13, "Permission denied", "/x"), ExitCode.CONFIG),
         (OSError("no file named"), ExitCode.INTERNAL),

@@ -225,7 +225,7 @@ def test_an_update_that_is_no_number_ends_before_any_key_is_advertised(scene: Sc
 
 def test_a_spent_budget_ends_before_training(scene: Scene) -> None:
     def refuse() -> None:
-        raise BudgetExceeded(9.0, 8.0)
+        raise BudgetExceeded(9.0, 8.0, "at delta 1e-05")
 
     scene.site = replace(scene.site, check_budget=refuse)
 
@@ -338,7 +338,7 @@ def test_a_masking_that_fails_charges_nothing_and_sends_nothing(scene: Scene) ->
 
 def test_a_charge_that_is_refused_sends_nothing(scene: Scene) -> None:
     def refuse(*_: Any) -> Any:
-        raise BudgetExceeded(9.0, 8.0)
+        raise BudgetExceeded(9.0, 8.0, "at delta 1e-05")
 
     scene.ledger.reserve = refuse  # type: ignore[method-assign]
 

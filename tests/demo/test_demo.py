@@ -151,6 +151,9 @@ def test_an_event_that_is_still_being_written_is_read_once_it_is_whole(tmp_path:
     assert tail.read() == [{"event": "b"}]
 
 
+TERMS = {"delta": 1e-5, "unit": "record", "accountant": "PLD"}
+
+
 def round_event(number: int, dropped: list[int]) -> dict[str, Any]:
     return {
         "event": "round",
@@ -161,7 +164,7 @@ def round_event(number: int, dropped: list[int]) -> dict[str, Any]:
         "survivors": [site for site in (1, 2) if site not in dropped],
         "seconds_by_phase": {"training": 0.2, "unmask": 0.1},
         "bytes_up_by_site": {"1": 10, "2": 30},
-        "receipts": {"1": {"epsilon": 1.5}, "2": {"epsilon": "2.5"}},
+        "receipts": {"1": {"epsilon": 1.5, **TERMS}, "2": {"epsilon": "2.5", **TERMS}},
     }
 
 
@@ -191,6 +194,7 @@ def test_the_display_learns_epsilon_and_losses_from_the_events() -> None:
     progress.take(round_event(1, [2]))
 
     assert progress.epsilon_by_site == {"site-1": 1.5, "site-2": 2.5}
+    assert progress.terms == "at delta 1e-05, adding or removing one record; PLD"
     assert "without site-2" in progress.notes[0]
     assert not progress.finished
 

@@ -432,6 +432,9 @@ class SiteStatus(_message.Message):
     HAS_RECEIPT_FIELD_NUMBER: _builtins.int
     EPSILON_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    NEIGHBORING_RELATION_FIELD_NUMBER: _builtins.int
+    ACCOUNTANT_FIELD_NUMBER: _builtins.int
     site_id: _builtins.int
     name: _builtins.str
     present: _builtins.bool
@@ -439,7 +442,11 @@ class SiteStatus(_message.Message):
     """the last published round with this site among its survivors; 0 for none"""
     has_receipt: _builtins.bool
     epsilon: _builtins.float
+    """this and all below as the last receipt says; an epsilon means nothing without the others"""
     delta: _builtins.float
+    unit: _builtins.str
+    neighboring_relation: _builtins.str
+    accountant: _builtins.str
     def __init__(
         self,
         *,
@@ -450,10 +457,13 @@ class SiteStatus(_message.Message):
         has_receipt: _builtins.bool = ...,
         epsilon: _builtins.float = ...,
         delta: _builtins.float = ...,
+        unit: _builtins.str = ...,
+        neighboring_relation: _builtins.str = ...,
+        accountant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon", b"epsilon", "has_receipt", b"has_receipt", "last_round", b"last_round", "name", b"name", "present", b"present", "site_id", b"site_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accountant", b"accountant", "delta", b"delta", "epsilon", b"epsilon", "has_receipt", b"has_receipt", "last_round", b"last_round", "name", b"name", "neighboring_relation", b"neighboring_relation", "present", b"present", "site_id", b"site_id", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

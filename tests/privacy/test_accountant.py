@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -45,7 +46,7 @@ WIDE_GRID = [
     for noise in noises
     for steps in (20, 200, 500)
 ]
-"""Thirty rows, epsilon from 0.3 to 7."""
+"""Thirty rows, epsilon from 0.16 to 5.1."""
 
 
 @pytest.mark.parametrize(("rate", "noise", "steps"), GRID)
@@ -53,10 +54,34 @@ def test_the_independent_accountants_agree(rate: float, noise: float, steps: int
     _check_agreement(rate, noise, steps, looseness=1.3)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("rate", "noise", "steps"), WIDE_GRID)
 def test_the_independent_accountants_agree_over_thirty_settings(rate: float, noise: float, steps: int) -> None:
     _check_agreement(rate, noise, steps, looseness=float("inf"))  # far off where few steps cost little
+
+
+def test_the_wide_grid_has_thirty_rows_from_loud_to_quiet() -> None:
+    values = [epsilon([SubsampledGaussian(*row)], 1e-5) for row in WIDE_GRID]
+    assert len(set(WIDE_GRID)) == 30
+    assert min(values) < 0.2
+    assert max(values) > 5
+
+
+def test_control_an_accountant_of_another_relation_or_without_sampling_fails_the_same_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    genuine = accountant.epsilon_prv
+    others: dict[str, Callable[[SubsampledGaussian], SubsampledGaussian]] = {
+        "replace-one": lambda row: replace(row, noise_multiplier=row.noise_multiplier / 2),
+        "a tenth more steps": lambda row: replace(row, steps=row.steps + row.steps // 10),
+        "no sampling": lambda row: replace(row, sample_rate=1.0, steps=20),
+    }
+    for change in others.values():
+        with monkeypatch.context() as patch:
+            patch.setitem(
+                globals(), "epsilon_prv", lambda rows, delta, change=change: genuine([change(r) for r in rows], delta)
+            )
+            with pytest.raises(AssertionError):
+                _check_agreement(0.064, 1.75, 500, looseness=float("inf"))
 
 
 def _check_agreement(rate: float, noise: float, steps: int, *, looseness: float) -> None:
@@ -128,6 +153,14 @@ def test_calibration_is_tight_and_on_the_safe_side() -> None:
     noise = calibrate_noise_multiplier(2.0, 1e-5, 0.064, 50)
     assert epsilon([SubsampledGaussian(0.064, noise, 50)], 1e-5) <= 2.0
     assert epsilon([SubsampledGaussian(0.064, noise * 0.999, 50)], 1e-5) > 2.0
+
+
+def test_a_calibration_that_was_made_before_composes_nothing_anew() -> None:
+    first = calibrate_noise_multiplier(3.0, 1e-5, 0.071, 40)
+    before = accountant._epsilon_pld.cache_info()
+    assert calibrate_noise_multiplier(3.0, 1e-5, 0.071, 40) == first
+    after = accountant._epsilon_pld.cache_info()
+    assert (after.misses, after.hits > before.hits) == (before.misses, True)
 
 
 def test_a_target_that_is_no_number_is_refused() -> None:

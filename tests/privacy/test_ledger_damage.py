@@ -164,15 +164,12 @@ def check_damage(site: Site, damages: list[Damage], seeds: range) -> int:
     return noticed
 
 
-def test_damage_to_the_files_is_noticed(site: Site) -> None:
-    assert check_damage(site, NEVER_HARMLESS, range(80)) == 80
-    assert check_damage(site, SOMETIMES_HARMLESS, range(60)) > 15
+def test_five_hundred_corruptions_truncations_deletions_reorderings_and_old_copies_are_all_noticed(site: Site) -> None:
+    assert check_damage(site, NEVER_HARMLESS, range(504)) == 504  # 63 of each kind
 
 
-@pytest.mark.long
-def test_five_hundred_more_damages_are_noticed(site: Site) -> None:
-    assert check_damage(site, NEVER_HARMLESS, range(1000, 1400)) == 400
-    assert check_damage(site, SOMETIMES_HARMLESS, range(1000, 1300)) > 75
+def test_three_hundred_random_bits_and_pages_are_noticed_or_without_effect(site: Site) -> None:
+    assert check_damage(site, SOMETIMES_HARMLESS, range(300)) > 75
 
 
 def test_control_without_the_chain_and_the_markers_much_of_it_goes_unnoticed(

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from scipy.stats import kstest
 
 from privacy import noise
 from privacy.noise import gaussian
@@ -31,6 +32,42 @@ print(digest())
 
 def test_draws_are_gaussian_with_the_stated_deviation() -> None:
     check_gaussian(gaussian(400_000, 3.25), 3.25)
+
+
+def _check_million(draws: np.ndarray, deviation: float) -> None:
+    """The bounds of the design, for fixed keys: one of ten thousand samples of the right law misses the second."""
+    assert draws.size == 10**6
+    assert abs(draws.std() / deviation - 1) < 0.01, "wrong standard deviation"
+    assert kstest(draws / deviation, "norm").pvalue > 1e-4, "not normal"
+
+
+@pytest.mark.parametrize("key", [bytes([number]) * 32 for number in range(3)], ids=["0", "1", "2"])
+def test_of_a_million_draws_deviation_and_law_are_those_stated(key: bytes) -> None:
+    _check_million(gaussian(10**6, 3.25, lambda size: key[:size]), 3.25)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (1.011, "standard deviation"),
+        (0.989, "standard deviation"),
+        ("cut at 2.5", "not normal"),
+        ("coarse", "not normal"),
+    ],
+)
+def test_control_a_million_draws_of_another_deviation_or_law_fail_the_same_check(
+    broken: float | str, message: str
+) -> None:
+    draws = gaussian(10**6, 1.0, bytes)
+    if isinstance(broken, float):
+        draws *= broken
+    elif broken == "cut at 2.5":
+        draws = np.clip(draws, -2.5, 2.5)
+        draws /= draws.std()
+    else:
+        draws = np.round(draws * 32) / 32
+    with pytest.raises(AssertionError, match=message):
+        _check_million(draws, 1.0)
 
 
 def test_both_halves_of_the_transform_are_independent() -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from enum import StrEnum
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -178,15 +180,29 @@ def _repeatable(seed: int) -> tuple[Callable[[int, float], np.ndarray], Callable
     )
 
 
-@pytest.mark.parametrize("unit", ["record", "patient"])
-@pytest.mark.parametrize("largest", [1, 2, 5, 9])
-def test_no_parameter_of_performance_changes_what_is_drawn_or_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, largest: int
-) -> None:
+def _other_speeds() -> list[PerformanceParameters]:
+    """Parameters of performance that differ from the default in one field, for every field that there is."""
+    speeds = []
+    for field in fields(PerformanceParameters):
+        usual = getattr(PerformanceParameters(), field.name)
+        if isinstance(usual, bool):
+            values: list[object] = [not usual]
+        elif isinstance(usual, int):
+            values = [1, 2, 5, 9]
+        elif isinstance(usual, StrEnum):
+            values = [value for value in type(usual) if value is not usual]
+        else:
+            raise AssertionError(f"say here which values of {field.name} are to be compared with {usual!r}")
+        speeds += [replace(PerformanceParameters(), **{field.name: value}) for value in values]  # type: ignore[arg-type]
+    return speeds
+
+
+def check_speed(folder: Path, monkeypatch: pytest.MonkeyPatch, unit: str, other: PerformanceParameters) -> None:
+    """Assert that with the same randomness an engine of another speed learns the same and is charged the same."""
     params = replace(PARAMS, unit=unit, sample_rate=0.6, steps_per_round=4)
     patients = PATIENTS if unit == "patient" else None
-    ends = []
-    for number, speed in enumerate((PerformanceParameters(largest), PerformanceParameters())):
+    ends, charged = [], []
+    for number, speed in enumerate((other, PerformanceParameters())):
         noise, sampler = _repeatable(11)
         monkeypatch.setattr(dpsgd, "PoissonSampler", sampler)
 
@@ -194,7 +210,7 @@ def test_no_parameter_of_performance_changes_what_is_drawn_or_learned(
             def _make_noisy(self, optimizer: torch.optim.Optimizer, noise: Callable = noise) -> NoisyOptimizer:  # type: ignore[type-arg]
                 return NoisyOptimizer(optimizer, self._params, noise)
 
-        path = tmp_path / str(number)
+        path = folder / str(number)
         with Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=8.0, unit=unit) as ledger:
             module = _module()
             engine = Repeatable(
@@ -202,8 +218,28 @@ def test_no_parameter_of_performance_changes_what_is_drawn_or_learned(
             )
             engine.run(make_batch(len(PATIENTS)), 4, patients=patients)
             ends.append(trained(module))
-    assert torch.allclose(*ends, rtol=1e-4, atol=1e-6)
-    assert not {field.name for field in fields(PerformanceParameters)} & {field.name for field in fields(params)}
+            token = ledger.reserve("run", 1, params, bytes(32))
+            charged.append((ledger.entries()[-1].mechanism, token.epsilon_after))
+    assert torch.allclose(*ends, rtol=1e-4, atol=1e-6), "a parameter of performance changes what is learned"
+    assert charged[0] == charged[1]
+
+
+@pytest.mark.parametrize("unit", ["record", "patient"])
+@pytest.mark.parametrize("other", _other_speeds(), ids=str)
+def test_no_parameter_of_performance_changes_what_is_drawn_learned_or_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, other: PerformanceParameters
+) -> None:
+    check_speed(tmp_path, monkeypatch, unit, other)
+    assert not {field.name for field in fields(PerformanceParameters)} & {field.name for field in fields(PARAMS)}
+
+
+def test_control_a_batch_that_is_cut_to_what_fits_in_memory_fails_the_same_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = dpsgd._Batches.draw
+    monkeypatch.setattr(dpsgd._Batches, "draw", lambda self: islice(draw(self), 1))
+    with pytest.raises(AssertionError, match="changes what is learned"):
+        check_speed(tmp_path, monkeypatch, "record", PerformanceParameters(2))
 
 
 def test_control_other_randomness_ends_elsewhere(of_patients: Ledger) -> None:

@@ -31,13 +31,14 @@ def print_status(config: ServerConfig, style: str) -> None:
     sites = status.pop("sites")
     pairs = [(name.replace("_", " "), "-" if value is None else str(value)) for name, value in status.items()]
     print_pairs(pairs)
-    columns = ("site", "rounds", "dropped", "epsilon", "delta", "adjacency", "unit", "mode", "accountant")
+    columns = ("site", "rounds", "dropped", "epsilon", "delta", "adjacency", "unit", "mode", "accountant", "")
     rows = [
         (
             name,
             site["rounds"],
             site["dropped"],
             *(site["privacy"].get(name) for name in MEANINGFUL),
+            "ledger went back" if site["privacy"].get("ledger_went_back") else "",
         )
         for name, site in sites.items()
     ]

@@ -26,7 +26,7 @@ from fedmvp.rpc.v1.aggregation_pb2 import DESCRIPTOR
 from fedmvp.rpc.v1.aggregation_pb2_grpc import add_AggregationServicer_to_server
 from fedmvp.server.coordinator import Coordinator
 from fedmvp.server.evaluator import PublicModel
-from fedmvp.server.events import EventLog, Listener
+from fedmvp.server.events import EventLog, Listener, steps_in
 from fedmvp.server.folder_lock import lock_folder
 from fedmvp.server.lobby import Lobby, RunOver
 from fedmvp.server.reporter import Reporter
@@ -132,7 +132,7 @@ async def _serve_at(port: _Port, config: ServerConfig, study: SignedStudy, seams
     state = RunState(state_dir, study.policy, study.roster, model.initial_parameters())
     events = EventLog(state_dir / EVENTS_FILE, listener=seams.listener)
     lobby = Lobby(study.roster.active_ids)
-    tracker = PrivacyTracker(study.roster, study.policy.study.run_id)
+    tracker = PrivacyTracker(study.roster, study.policy.study.run_id, steps_in(state_dir / EVENTS_FILE))
     reporter = Reporter(events, model, tracker, lobby)
     coordinator = Coordinator(
         policy=study.policy,

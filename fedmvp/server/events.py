@@ -50,6 +50,19 @@ def read_events(path: Path) -> list[Event]:
     return [json.loads(line) for line in content[: content.rfind("\n") + 1].splitlines()]
 
 
+def steps_in(path: Path) -> list[tuple[int, int, int]]:
+    """Site, round and steps of every receipt reported, oldest first; none from a file that is no log of events."""
+    try:
+        return [
+            (int(site), int(receipt["round"]), int(receipt["steps"]))
+            for event in read_events(path)
+            if event["event"] == "round"
+            for site, receipt in event["receipts"].items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
 def finite(value: float) -> float | str:
     """A number JSON can carry: infinity, the epsilon of a run without privacy, is written as the word."""
     return value if math.isfinite(value) else str(value)

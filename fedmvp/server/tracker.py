@@ -6,8 +6,10 @@ No round is held back by this table: a budget enforced here would protect nobody
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
+
+import structlog
 
 from fedmvp.rpc.receipts import RECEIPT_TAG
 from fedmvp.server.events import finite
@@ -15,19 +17,29 @@ from privacy.receipt import PrivacyReceipt
 from secure_agg.keys import verify
 from secure_agg.roster import Roster
 
+log = structlog.get_logger("fedmvp.server")
+
 
 class PrivacyTracker:
-    """The last receipt of every site.
+    """The last receipt of every site, and whether a site's ledger has ever gone back.
+
+    A ledger only grows, so a later round means more steps. Fewer are shown, not refused: what a site may send is
+    decided by the site.
 
     Args:
         roster: whose keys must have signed the receipts.
         run_id: the run; a receipt of another is refused.
+        counted: site, round and steps of receipts that came before this server was started again, oldest first.
     """
 
-    def __init__(self, roster: Roster, run_id: str) -> None:
+    def __init__(self, roster: Roster, run_id: str, counted: Iterable[tuple[int, int, int]] = ()) -> None:
         self._roster = roster
         self._run_id = run_id
         self._latest: dict[int, tuple[PrivacyReceipt, bytes]] = {}
+        self._furthest: dict[int, tuple[int, int]] = {}  # round and steps
+        self._rolled_back: set[int] = set()
+        for site, round_number, steps in counted:
+            self._compare(site, round_number, steps)
         self._arrived = asyncio.Event()
 
     def receive(self, receipt: PrivacyReceipt, signature: bytes) -> None:
@@ -43,8 +55,23 @@ class PrivacyTracker:
         if latest is not None and receipt.round < latest.round:
             raise ValueError("the receipt is older than the last one")
         verify(self._roster.entry(receipt.site_id).verify_key, signature, RECEIPT_TAG, *receipt.signed_fields())
+        if self._compare(receipt.site_id, receipt.round, receipt.steps):
+            log.warning(
+                "a receipt counts no more steps than an earlier one: an older ledger was put back, or a new one made",
+                site=self._roster.entry(receipt.site_id).name,
+                round=receipt.round,
+            )
         self._latest[receipt.site_id] = (receipt, signature)
         self._arrived.set()
+
+    def _compare(self, site: int, round_number: int, steps: int) -> bool:
+        """Whether a receipt counts less than an earlier one of its site."""
+        last_round, last_steps = self._furthest.get(site, (0, 0))
+        went_back = steps < last_steps or (steps == last_steps and round_number > last_round)
+        if went_back:
+            self._rolled_back.add(site)
+        self._furthest[site] = (round_number, steps)
+        return went_back
 
     def latest(self, site: int) -> PrivacyReceipt | None:
         """The newest receipt of a site."""
@@ -89,5 +116,6 @@ class PrivacyTracker:
             "steps": receipt.steps,
             "accountant": receipt.accountant,
             "ledger_head": receipt.ledger_head.hex(),
+            "ledger_went_back": site in self._rolled_back,
             "signature": signature.hex(),
         }

@@ -140,6 +140,12 @@ def test_status_for_people_shows_epsilon_with_its_delta_and_adjacency(run, study
     ]  # fmt: skip
 
 
+def test_status_names_a_site_whose_ledger_went_back(run, study):
+    write_events(study, STARTED, ROUND | {"receipts": {"1": RECEIPT | {"ledger_went_back": True}}})
+    out = run("fedmvp-server", "status", "--config", study.server_config).out
+    assert [line.split()[0] for line in out.splitlines() if "ledger went back" in line] == ["site-1"]
+
+
 def test_status_with_a_damaged_log_is_one_message(run, study):
     state = study.folder / "server" / "state"
     state.mkdir()

@@ -13,7 +13,7 @@ from fedmvp.errors import UserError
 from fedmvp.rpc.errors import WireError
 from fedmvp.rpc.receipts import RECEIPT_TAG, receipt_from_wire, receipt_to_wire
 from fedmvp.rpc.v1.aggregation_pb2 import SubmitReceiptRequest
-from fedmvp.server.events import EventLog, read_events
+from fedmvp.server.events import EventLog, read_events, steps_in
 from fedmvp.server.snapshot import FILE_NAME, Snapshot, read_snapshot
 from fedmvp.server.tracker import PrivacyTracker
 from privacy.receipt import PrivacyReceipt
@@ -115,6 +115,64 @@ def test_a_receipt_of_another_run_or_of_the_past_is_refused() -> None:
     for other in (receipt(run_id="other"), receipt(round_number=2)):
         with pytest.raises(ValueError, match="receipt is"):
             tracker.receive(other, sign(other))
+
+
+def _went_back(tracker: PrivacyTracker, *receipts: PrivacyReceipt) -> list[bool]:
+    shown = []
+    for stated in receipts:
+        tracker.receive(stated, sign(stated))
+        shown.append(tracker.display(1)["ledger_went_back"])
+    return shown
+
+
+def counted(round_number: int, steps: int) -> PrivacyReceipt:
+    return replace(receipt(round_number), steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([(1, 5), (2, 10), (2, 10), (5, 15)], [False] * 4),  # the same receipt twice, and rounds left out
+        ([(1, 5), (1, 10)], [False, False]),  # another run on the same records charged meanwhile
+        ([(1, 5), (2, 10), (3, 10), (4, 15)], [False, False, True, True]),  # put back to round 1, and used again
+        ([(7, 35), (8, 5), (9, 40)], [False, True, True]),  # made anew; said for good
+        ([(3, 15), (3, 10)], [False, True]),
+    ],
+)
+def test_a_ledger_that_went_back_is_shown_at_the_server(counts: list[tuple[int, int]], expected: list[bool]) -> None:
+    assert _went_back(PrivacyTracker(ROSTER, "run"), *(counted(*count) for count in counts)) == expected
+
+
+def test_a_ledger_that_went_back_while_the_server_was_away_is_shown_too(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    first = PrivacyTracker(ROSTER, "run")
+    log = EventLog(path)
+    for number in (1, 2):
+        first.receive(counted(number, 5 * number), sign(counted(number, 5 * number)))
+        log.emit("round", round=number, receipts={1: first.display(1)})
+    log.emit("run-stopped")
+    log.close()
+    assert _went_back(PrivacyTracker(ROSTER, "run", steps_in(path)), counted(3, 15)) == [False]
+    assert _went_back(PrivacyTracker(ROSTER, "run", steps_in(path)), counted(3, 10)) == [True]
+    assert _went_back(PrivacyTracker(ROSTER, "run"), counted(3, 10)) == [False]  # the control: nothing remembered
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "hello\n",
+        "[]\n",
+        '{"event": "round", "receipts": []}\n',
+        '{"event": "round", "receipts": {"1": {}}}\n',
+        '{"event": "round"}\n',
+        '{"no": "event"}\n',
+    ],
+)
+def test_events_that_cannot_be_read_do_not_stop_a_server(tmp_path: Path, content: str) -> None:
+    (tmp_path / "events.jsonl").write_text(content)
+    assert steps_in(tmp_path / "events.jsonl") == []
+    assert steps_in(tmp_path / "none.jsonl") == []
 
 
 def test_infinity_is_written_as_a_word() -> None:

@@ -141,6 +141,7 @@ class RunState:
             round=self.model_round,
             rounds_completed=self.rounds_completed,
             tensors=self._state.tensors,
+            stamp=self._policy.privacy.mode,
         ).write(self._state_dir)
 
     def _refuse_lost_model(self) -> None:

@@ -32,6 +32,7 @@ class Snapshot:
         round: last round whose sum is in it; 0 before the first.
         rounds_completed: how many sums are in it.
         tensors: the whole state in its public order.
+        stamp: the mode of privacy it was trained in, so that a copy of the file alone tells.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class Snapshot:
     round: int
     rounds_completed: int
     tensors: NamedTensors
+    stamp: str
 
     @property
     def parameters(self) -> NDArray[np.float32]:
@@ -49,6 +51,7 @@ class Snapshot:
         """Replace the snapshot in `state_dir`; returns once the disk has it."""
         metadata = {
             "run_id": self.run_id,
+            "stamp": self.stamp,
             "policy_hash": self.policy_hash.hex(),
             "round": str(self.round),
             "rounds_completed": str(self.rounds_completed),
@@ -80,6 +83,7 @@ def read_snapshot(state_dir: Path) -> Snapshot | None:
             round=int(metadata["round"]),
             rounds_completed=int(metadata["rounds_completed"]),
             tensors=ordered,
+            stamp=metadata["stamp"],
         )
     except (safetensors.SafetensorError, KeyError, ValueError, OSError):
         intact = False

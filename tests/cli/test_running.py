@@ -28,7 +28,9 @@ def served(monkeypatch, study):
 
     def run_server(config):
         call.config = config
-        snapshot = Snapshot("run-1", study.policy.hash, 7, 6, [("parameters", VALUES), ("adam_m", VALUES * 2)])
+        snapshot = Snapshot(
+            "run-1", study.policy.hash, 7, 6, [("parameters", VALUES), ("adam_m", VALUES * 2)], "record-local"
+        )
         config.server.state_dir.mkdir()
         snapshot.write(config.server.state_dir)
         return RunOver(6, "all rounds are complete")

@@ -49,17 +49,18 @@ def sign(value: PrivacyReceipt) -> bytes:
 
 def test_a_snapshot_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     tensors = (("parameters", np.arange(5, dtype=np.float32)), ("step", np.array([2], dtype=np.float32)))
-    Snapshot("run", bytes(32), 4, 3, tensors).write(tmp_path)
+    Snapshot("run", bytes(32), 4, 3, tensors, "record-local").write(tmp_path)
     read = read_snapshot(tmp_path)
 
     assert read is not None
     assert (read.run_id, read.policy_hash, read.round, read.rounds_completed) == ("run", bytes(32), 4, 3)
+    assert read.stamp == "record-local"
     assert [name for name, _ in read.tensors] == ["parameters", "step"]
     assert np.array_equal(read.parameters, tensors[0][1])
 
 
 def test_a_snapshot_with_one_changed_byte_is_refused(tmp_path: Path) -> None:
-    Snapshot("run", bytes(32), 4, 3, (("parameters", np.ones(50, dtype=np.float32)),)).write(tmp_path)
+    Snapshot("run", bytes(32), 4, 3, (("parameters", np.ones(50, dtype=np.float32)),), "record-local").write(tmp_path)
     content = bytearray((tmp_path / FILE_NAME).read_bytes())
     content[-3] ^= 1
     (tmp_path / FILE_NAME).write_bytes(content)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 
 from fedmvp.errors import UserError
 from fedmvp.server.audit import ATTEMPTS_SKIPPED
 from fedmvp.server.run_state import RunState
-from fedmvp.server.snapshot import FILE_NAME
+from fedmvp.server.snapshot import FILE_NAME, read_snapshot
 from fedmvp.study.policy import parse_policy
 from secure_agg.context import check_agreement
 from secure_agg.encoding import vector_digest
@@ -55,6 +56,16 @@ def test_a_restarted_coordinator_has_the_model_of_the_last_round_and_the_next_nu
         assert (again.model_round, again.rounds_completed) == (1, 1)
         assert again.next_attempt == (2, 1 + ATTEMPTS_SKIPPED)
         assert again.model_hash == after_one_round.model_hash
+
+
+def test_the_model_on_the_servers_disk_is_stamped_with_the_mode_it_was_trained_in(
+    after_one_round: RunState, tmp_path: Path
+) -> None:
+    snapshot = read_snapshot(tmp_path)
+    assert snapshot is not None
+    assert snapshot.stamp == POLICY.privacy.mode == "UNSAFE-no-dp"
+    with safetensors.safe_open(tmp_path / FILE_NAME, framework="numpy") as file:  # for programs that know safetensors
+        assert file.metadata()["stamp"] == "UNSAFE-no-dp"
 
 
 def test_a_lost_snapshot_is_not_taken_for_a_new_run(after_one_round: RunState, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class LedgerStore:
                 raise LedgerExists(
                     f"there is already a ledger, or the mark of one, at {path}; a dataset keeps one ledger for life"
                 )
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_folder(path.parent)
             cls._put_in_place(path, first)
 
     @classmethod
@@ -289,6 +289,14 @@ def _acquire_lock(path: Path) -> int:
 def _release_lock(descriptor: int | None) -> None:
     if descriptor is not None:
         os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder with those above it, durably: a ledger is lost with the name of any of them."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for made in reversed(missing):
+        _sync_folder(made.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from privacy import Ledger, LedgerError, LedgerUnreachable, LedgerWriteFailed
+from privacy import Ledger, LedgerEntry, LedgerError, LedgerUnreachable, LedgerWriteFailed, storage
 from privacy.disk import primary_code, remedy
 from privacy.storage import marker_path
 from tests.privacy.conftest import PARAMS, POLICY
@@ -303,3 +303,66 @@ def test_a_draft_that_cannot_be_removed_does_not_hide_the_first_error(
         _create(tmp_path / "l.db")
     monkeypatch.undo()
     _create(tmp_path / "l.db")  # what it left behind is in nobody's way
+
+
+# What is told to the disk, and in which order
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every file and folder that was forced to the disk, and every name that was given, in order."""
+    seen: list[str] = []
+    fsync, link, replace_ = os.fsync, os.link, Path.replace
+
+    def record_fsync(descriptor: int) -> None:
+        seen.append(f"force {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def record_link(source: Path, target: Path) -> None:
+        seen.append(f"name {target.name}")
+        link(source, target)
+
+    def record_replace(source: Path, target: Path) -> Path:
+        seen.append(f"name {target.name}")
+        return replace_(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "link", record_link)
+    monkeypatch.setattr(Path, "replace", record_replace)
+    return seen
+
+
+MARKED = ["force l.db.created.tmp", "name l.db.created", "force folder"]
+"""A marker is whole on the disk before it has its name, and its name is on the disk before anything goes on."""
+
+
+def test_a_new_ledger_is_forced_to_the_disk_before_its_marker_says_that_it_exists(
+    tmp_path: Path, told: list[str]
+) -> None:
+    Ledger.create(tmp_path / "above" / "folder" / "l.db", dataset_id="d", delta=1e-5, epsilon_max=8.0).close()
+    assert told == [f"force {tmp_path.name}", "force above", "name l.db", "force folder", *MARKED]
+
+
+def test_a_charge_is_committed_and_its_marker_forced_before_there_is_a_token(path: Path, told: list[str]) -> None:
+    with Ledger.open(path) as ledger:
+        connection = ledger._store._connection
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # full: a commit waits for the disk
+        assert connection.execute("PRAGMA fullfsync").fetchone() == (1,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        told.clear()
+        connection.set_trace_callback(lambda statement: told.append(statement.split()[0]))
+        ledger.reserve("run", 1, PARAMS, POLICY)
+    assert told == ["BEGIN", "SELECT", "INSERT", "COMMIT", *MARKED]
+
+
+def test_the_first_entry_of_a_ledger_waits_for_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int]] = []
+    insert = storage._insert
+
+    def record(connection: sqlite3.Connection, entry: LedgerEntry) -> None:
+        seen.append(connection.execute("PRAGMA synchronous").fetchone())
+        insert(connection, entry)
+
+    monkeypatch.setattr(storage, "_insert", record)
+    Ledger.create(tmp_path / "l.db", dataset_id="d", delta=1e-5, epsilon_max=8.0).close()
+    assert seen == [(2,)]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fedmvp.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+IMAGE_SUFFIXES = DICOM_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _MANIFEST_COLUMNS = ("image", "label")
 _PATIENT_COLUMN = "patient"
 
@@ -55,16 +56,16 @@ def image_folder(path: Path, classes: Sequence[str], *, require_every_class: boo
     Raises:
         UserError: no folder, a folder that is no class of the study, a class without images, or no image at all.
     """
-    _require_folder(path)
+    require_folder(path)
     folders = sorted(item.name for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     for name in folders:
         if name not in classes:
-            raise _unknown_label(name, classes, where=f"folder {path / name}")
+            raise unknown_label(name, classes, where=f"folder {path / name}")
     found: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        files = _images_in(path / name) if name in folders else []
+        files = images_in(path / name) if name in folders else []
         if not files and (require_every_class or name in folders):
-            raise _empty_class(name, f"in {path / name}")
+            raise empty_class(name, f"in {path / name}")
         found.extend((file, label) for file in files)
     _require_images(found, path)
     return ImageDataset(
@@ -92,7 +93,7 @@ def manifest(path: Path, classes: Sequence[str], *, require_every_class: bool = 
         where = f"line {line} of {path}"
         label = (row["label"] or "").strip()
         if label not in by_name:
-            raise _unknown_label(label, classes, where=where)
+            raise unknown_label(label, classes, where=where)
         image = path.parent / (row["image"] or "").strip()
         if not image.is_file():
             raise UserError(f"{where}: image {image} does not exist", remedy="correct the path, or remove the line")
@@ -104,7 +105,7 @@ def manifest(path: Path, classes: Sequence[str], *, require_every_class: bool = 
     if require_every_class:
         for name in classes:
             if by_name[name] not in set(labels):
-                raise _empty_class(name, f"in {path}")
+                raise empty_class(name, f"in {path}")
     if patients and (len(patients) != len(paths) or not all(patients)):
         raise UserError(
             f"{path}: some rows have no patient", remedy="fill the column patient in every row, or remove it"
@@ -131,7 +132,8 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str | None]]]:
         ) from failure
 
 
-def _require_folder(path: Path) -> None:
+def require_folder(path: Path) -> None:
+    """Refuse a data folder that is not there; UserError."""
     if not path.is_dir():
         raise UserError(
             f"image folder {path} does not exist",
@@ -139,7 +141,8 @@ def _require_folder(path: Path) -> None:
         )
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files anywhere below a folder, told by their suffix, in the order of their paths."""
     return sorted(item for item in folder.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES and item.is_file())
 
 
@@ -150,14 +153,16 @@ def _require_images(found: Sequence[object], path: Path) -> None:
         )
 
 
-def _empty_class(name: str, where: str) -> UserError:
+def empty_class(name: str, where: str) -> UserError:
+    """The mistake of a class without images; `where` is the end of the sentence."""
     return UserError(
         f"class '{name}' of the study has no images {where}",
         remedy="add images of it, or ask the consortium to remove the class from [task]",
     )
 
 
-def _unknown_label(label: str, classes: Iterable[str], *, where: str) -> UserError:
+def unknown_label(label: str, classes: Iterable[str], *, where: str) -> UserError:
+    """The mistake of a label that is no class, with the nearest class; `where` is the start of the sentence."""
     names = list(classes)
     near = difflib.get_close_matches(label, names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""

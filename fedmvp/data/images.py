@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fedmvp.data.dataset import ImageDataset
+from fedmvp.data.dicom import is_dicom, read_dicom
 from fedmvp.errors import UserError
 
 MAX_IMAGE_PIXELS = 64_000_000
@@ -56,12 +57,14 @@ def decode_image(path: Path, image_size: int) -> Tensor:
     """Return one image as uint8 (3, image_size, image_size).
 
     The shorter side is resized (bicubic) and the centre cropped; orientation tags are applied; grey and palette images
-    become RGB and transparent parts white.
+    become RGB and transparent parts white. DICOM files need the extra `dicom` and are windowed as they ask.
 
     Raises:
         UserError: the file is missing, is not an image, is cut short or is too large.
     """
     try:
+        if is_dicom(path):
+            return _fit(read_dicom(path, max_pixels=MAX_IMAGE_PIXELS), image_size)
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_IMAGE_PIXELS:
                 raise UserError(
@@ -77,6 +80,11 @@ def decode_image(path: Path, image_size: int) -> Tensor:
         raise UserError(
             f"image {path} cannot be decoded ({type(failure).__name__})", remedy="replace the file, or remove it"
         ) from failure
+    return _fit(picture, image_size)
+
+
+def _fit(picture: Image.Image, image_size: int) -> Tensor:
+    """Resize the shorter side and crop the centre; (3, image_size, image_size)."""
     fitted = ImageOps.fit(picture, (image_size, image_size), method=Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)
 

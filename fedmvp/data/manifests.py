@@ -67,6 +67,24 @@ def read_manifest(path: Path, classes: Sequence[str], *, require_every_class: bo
     return ImageCollection(records, tuple(classes), path, columns.multi_label)
 
 
+def write_manifest(path: Path, collection: ImageCollection) -> None:
+    """Write a collection as CSV, with absolute paths and the optional columns that every record fills.
+
+    The first column is called `image`: a single-label table is then also what [data] of a site reads.
+    """
+    filled = [
+        name
+        for name in OPTIONAL_COLUMNS
+        if collection.records and all(getattr(record, name) is not None for record in collection.records)
+    ]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "labels" if collection.multi_label else "label", *filled])
+        for record in collection.records:
+            names = SEPARATOR.join(collection.classes[at] for at in record.labels)
+            table.writerow([record.path.absolute(), names, *(getattr(record, name) for name in filled)])
+
+
 def _columns(header: Sequence[str], path: Path) -> _Columns:
     known = {*PATH_COLUMNS, "label", "labels", *OPTIONAL_COLUMNS}
     file = next((name for name in PATH_COLUMNS if name in header), None)

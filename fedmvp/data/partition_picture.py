@@ -88,5 +88,6 @@ def _explain(figure: Any, axes: Any, classes: tuple[str, ...]) -> None:
     colours = optional_module("matplotlib.colors", extra="experiments", purpose="a picture of a partition")
     scale = cm.ScalarMappable(colours.Normalize(1, len(classes)), "turbo")
     bar = figure.colorbar(scale, ax=axes, ticks=[1, len(classes)])
+    bar.ax.invert_yaxis()
     bar.ax.set_yticklabels([f"{classes[0]} (1)", f"{classes[-1]} ({len(classes)})"], fontsize=8)
     bar.set_label("class, in the classifier's order", fontsize=8)

@@ -7,7 +7,6 @@ batch statistic, and what is shared is expanded inside `SharedLinear`, so every 
 
 from __future__ import annotations
 
-import zlib
 from typing import Protocol, cast
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedmvp.model.initial import orthogonal
 from fedmvp.model.prompt_config import PromptConfig, Variant
 from fedmvp.model.shared_linear import SharedLinear
 
@@ -165,7 +165,7 @@ def initialise(module: nn.Module, seed: int) -> None:
             continue
         gain = _QUERY_GAIN if name.rsplit(".", 1)[-1] == "query" else 1.0
         weight = (
-            np.zeros(layer.weight.shape) if name.endswith("_pair.up") else _orthogonal(layer.weight.shape, name, seed)
+            np.zeros(layer.weight.shape) if name.endswith("_pair.up") else orthogonal(layer.weight.shape, name, seed)
         )
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(gain * weight))
@@ -192,13 +192,3 @@ def pool_tokens(tokens: Tensor, n_prompts: int) -> Tensor:
 def as_prompt_module(module: nn.Module) -> PromptModule:
     """Return a built module under its interface, for the type checker."""
     return cast("PromptModule", module)
-
-
-def _orthogonal(shape: torch.Size, name: str, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Return a matrix with orthonormal rows or columns, whichever are fewer."""
-    rows, columns = shape
-    draws = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    gaussian = draws.standard_normal((max(rows, columns), min(rows, columns)))
-    q, r = np.linalg.qr(gaussian)
-    q = q * np.sign(np.diag(r))
-    return q if rows >= columns else q.T

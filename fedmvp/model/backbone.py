@@ -188,13 +188,7 @@ class Backbone:
         Raises:
             UserError: a sentence has more tokens than the text tower reads; it is never cut silently.
         """
-        room = int(self._clip.context_length) - 2  # start and end of text
-        for sentence in sentences:
-            if (length := len(self._tokenizer.encode(sentence))) > room:
-                raise UserError(
-                    f"the sentence '{sentence}' has {length} tokens; backbone '{self.name}' reads {room}",
-                    remedy="shorten the attribute in [task] of the policy",
-                )
+        self._refuse_long(sentences)
         return torch.cat(list(self._encode_in_parts(sentences)))
 
     def unknown_words(self, sentences: Sequence[str]) -> tuple[str, ...]:
@@ -203,6 +197,28 @@ class Backbone:
         known = (embedding.weight != 0).any(dim=1).tolist()
         pieces = {token for sentence in sentences for token in self._tokenizer.encode(sentence) if not known[token]}
         return tuple(sorted(self._tokenizer.decode([token]).strip() for token in pieces))
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text, without start and end."""
+        return len(self._tokenizer.encode(text))
+
+    def tokenise(self, sentences: Sequence[str]) -> Tensor:
+        """Return the token ids of sentences (n, context_length) on the backbone's device.
+
+        Raises:
+            UserError: a sentence has more tokens than the text tower reads.
+        """
+        self._refuse_long(sentences)
+        return self._tokenizer(list(sentences), context_length=int(self._clip.context_length)).to(self.device)
+
+    def _refuse_long(self, sentences: Sequence[str]) -> None:
+        room = int(self._clip.context_length) - 2  # start and end of text
+        for sentence in sentences:
+            if (length := len(self._tokenizer.encode(sentence))) > room:
+                raise UserError(
+                    f"the sentence '{sentence}' has {length} tokens; backbone '{self.name}' reads {room}",
+                    remedy="shorten the attribute in [task] of the policy",
+                )
 
     def _encode_in_parts(self, sentences: Sequence[str]) -> Iterator[Tensor]:
         for start in range(0, len(sentences), _SENTENCES_AT_ONCE):

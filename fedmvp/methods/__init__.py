@@ -1,0 +1,1 @@
+"""FedMVP and the methods it is compared with, behind one interface, so that none of them has an engine of its own."""

@@ -47,7 +47,8 @@ def test_a_private_round_returns_a_finite_difference_for_every_choice(
     assert update.shape == (dimension(model),)
     assert update.dtype == np.float64
     assert np.isfinite(update).all()
-    assert (update != 0).all()  # noise reaches every parameter
+    # Noise reaches every parameter; once in a hundred thousand it is too small to move one in float32.
+    assert np.count_nonzero(update == 0) <= 4
     np.testing.assert_allclose(get_vector(model), start_vector + update, rtol=1e-5, atol=1e-6)
 
 

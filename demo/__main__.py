@@ -24,14 +24,18 @@ from demo.processes import Processes, free_port
 from demo.references import LabelledFeatures, nonprivate_accuracy, probe_accuracy
 from demo.watch import Display, EventTail, Progress
 from fedmvp.cli.program import report
+from fedmvp.client.trainer import feature_cache_of
 from fedmvp.data.dataset import image_folder
-from fedmvp.data.images import load_images
+from fedmvp.data.source import ImageFiles
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.evaluation.accuracy import accuracy_of, prompted_logits, zero_shot_logits
-from fedmvp.model.features import extract_features
+from fedmvp.model.feature_cache import FeatureCache
+from fedmvp.model.feature_records import gather_features
+from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.from_policy import build_prompted_model
 from fedmvp.model.parameters import dimension
 from fedmvp.model.prompted import PromptedModel
+from fedmvp.study.config import load_client_config
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.study.prompts import read_prompts
 from fedmvp.study.site import SiteOptions
@@ -124,10 +128,11 @@ def federate(folder: Path, study: Study, *, killed_in_round: int = KILLED_IN_ROU
     return progress, time.monotonic() - start
 
 
-def labelled(model: PromptedModel, folder: Path, policy: StudyPolicy, cache: Path | None) -> LabelledFeatures:
+def labelled(model: PromptedModel, folder: Path, policy: StudyPolicy, cache: FeatureCache | None) -> LabelledFeatures:
     """Frozen features of one folder."""
-    images, labels = load_images(image_folder(folder, policy.task.class_names), model.backbone.image_size)
-    return LabelledFeatures(extract_features(model, images, cache_dir=cache), labels)
+    dataset = image_folder(folder, policy.task.class_names)
+    records = gather_features(model, ImageFiles(dataset, model.backbone.image_size), cache=cache)
+    return LabelledFeatures(FrozenFeatures(records.all()), torch.tensor(dataset.labels, dtype=torch.int64))
 
 
 def conclude(folder: Path, prepared: Prepared, progress: Progress, seconds: float) -> tuple[Outcome, list[Any]]:
@@ -142,7 +147,7 @@ def conclude(folder: Path, prepared: Prepared, progress: Progress, seconds: floa
             spent[name] = ledger.spent()
     public = labelled(model, prepared.digits.public, policy, None)
     sites = [
-        labelled(model, path, policy, study.site_configs[f"site-{i + 1}"].parent / "cache")
+        labelled(model, path, policy, feature_cache_of(load_client_config(study.site_configs[f"site-{i + 1}"])))
         for i, path in enumerate(prepared.digits.sites)
     ]
     prompts = read_prompts(folder / "prompts.safetensors")

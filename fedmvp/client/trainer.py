@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from fedmvp.client.delta import require_small_delta, units_of
 from fedmvp.client.progress import shown
 from fedmvp.data.dataset import ImageDataset, image_folder, manifest
-from fedmvp.data.images import load_images
+from fedmvp.data.source import ImageFiles
 from fedmvp.errors import UserError
-from fedmvp.model.features import extract_features
+from fedmvp.model.feature_cache import FeatureCache, open_feature_cache
+from fedmvp.model.feature_records import FeatureLimits, gather_features
+from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.from_policy import build_prompted_model
 from fedmvp.model.parameters import get_vector
+from fedmvp.study.cache_key import CACHE_KEY_FILE
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.from_policy import build_local_trainer
@@ -66,22 +69,43 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     """
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
-    cache = config.compute.cache_dir
     model = build_prompted_model(
         policy,
         device=choose_device(config.compute.device),
         checkpoint=config.compute.checkpoint,
-        cache_dir=cache,
+        cache_dir=config.compute.cache_dir,
         announce=log.info,
     )
     dataset = _dataset(config, policy)
     with shown("reading images") as progress:
-        images, labels = load_images(dataset, model.backbone.image_size, progress=progress)
+        source = ImageFiles(dataset, model.backbone.image_size, progress=progress)
     with shown("computing frozen features") as progress:
-        features = extract_features(model, images, cache_dir=cache, progress=progress)
+        records = gather_features(
+            model,
+            source,
+            cache=feature_cache_of(config),
+            limits=FeatureLimits(memory_bytes=int(config.compute.features_max_gb * 1e9)),
+            progress=progress,
+        )
+    features = FrozenFeatures(records.all())
+    labels = torch.tensor(dataset.labels, dtype=torch.int64)
     initial = get_vector(model)
     patients = dataset.patients if policy.privacy.unit == "patient" else None
     return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger, patients=patients), initial)
+
+
+def feature_cache_of(config: ClientConfig) -> FeatureCache | None:
+    """Open a site's own cache of the features of its images; None where it keeps none.
+
+    Raises:
+        UserError: others could have read its key.
+    """
+    return open_feature_cache(
+        config.compute.cache_dir,
+        config.identity.signing_key.with_name(CACHE_KEY_FILE),
+        max_gb=config.compute.cache_max_gb,
+        dataset=config.data.dataset_id,
+    )
 
 
 def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:

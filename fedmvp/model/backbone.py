@@ -138,6 +138,11 @@ class Backbone:
             self._state_hash = state.hexdigest()
         return self._state_hash
 
+    @property
+    def precision(self) -> str:
+        """What the frozen tower computes in."""
+        return "bfloat16" if self.device.type == "cuda" else "float32"
+
     def frozen_compute(self) -> AbstractContextManager[Any]:
         """Return the context the frozen tower runs in: bfloat16 autocast on a CUDA device, nothing elsewhere."""
         if self.device.type == "cuda":

@@ -36,6 +36,14 @@ class LastBlock:
         self._key_bias = key_bias.reshape(n_heads, width // n_heads)
         self._value_bias = value_bias.reshape(n_heads, width // n_heads)
 
+    @property
+    def summary_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what `summarise` returns, without the dimension of the images."""
+        n_heads, head_width, width = self._key_weight.shape
+        return dict(
+            zip(TAIL_NAMES, ((width,), (n_heads, width), (n_heads,), (n_heads, head_width), (n_heads,)), strict=True)
+        )
+
     def summarise(self, tokens: Tensor) -> dict[str, Tensor]:
         """Reduce the tokens that enter the last block to what its class token needs of them.
 

@@ -61,6 +61,17 @@ class PromptedModel(nn.Module):
         """Whether the loss compares with the features of mirrored images too."""
         return self.config.flip and self.config.consistency_weight > 0
 
+    @property
+    def summary_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what `summarise` returns, without the dimension of the images."""
+        backbone = self.backbone
+        zero_shot = {"zero_shot": (backbone.joint_width,)}
+        if self._last_block is None:
+            return {**zero_shot, "tokens": (1 + backbone.n_patches, backbone.vision_width)}
+        patches = torch.zeros(1, backbone.n_patches, backbone.vision_width)
+        prepared = as_prompt_module(self.promptformer).prepare(patches)
+        return {**zero_shot, "prepared": tuple(prepared.shape[1:]), **self._last_block.summary_shapes}
+
     @torch.no_grad()
     def summarise(self, pixels: Tensor) -> dict[str, Tensor]:
         """Compute what is frozen for each image, without the anchor, float32.

@@ -15,13 +15,18 @@ from torch import Tensor
 from fedmvp.data.dataset import image_folder, manifest
 from fedmvp.data.images import load_images
 from fedmvp.evaluation.accuracy import prompted_accuracy
+from fedmvp.model.feature_cache import open_feature_cache
 from fedmvp.model.features import FrozenFeatures, extract_features
 from fedmvp.model.from_policy import build_prompted_model
 from fedmvp.model.parameters import get_vector
 from fedmvp.model.prompted import PromptedModel
 from fedmvp.server.evaluator import PublicScore
+from fedmvp.study.cache_key import CACHE_KEY_FILE
 from fedmvp.study.config import ServerConfig
 from fedmvp.study.policy import StudyPolicy
+
+CACHE_MAX_GB = 20.0
+"""Room for the features of some hundred thousand public images; more are computed when the server starts."""
 
 
 class PromptedPublicModel:
@@ -73,5 +78,6 @@ def _public_images(
     else:
         return None
     images, labels = load_images(dataset, model.backbone.image_size)
-    features = extract_features(model, images, cache_dir=cache, batch_size=section.batch_size)
+    sealed = open_feature_cache(cache, cache.with_name(CACHE_KEY_FILE), max_gb=CACHE_MAX_GB, dataset="public images")
+    features = extract_features(model, images, cache=sealed, batch_size=section.batch_size)
     return features, labels

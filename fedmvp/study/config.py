@@ -179,7 +179,9 @@ class ComputeSection(Section):
         default="auto", description="auto, cpu, mps, cuda or cuda:N"
     )
     threads: int = Field(default=0, ge=0, le=4096, description="CPU threads; 0 leaves the choice to torch")
-    cache_dir: FilePath = Field(default=Path("cache"), description="frozen features and attribute banks")
+    cache_dir: FilePath = Field(default=Path("cache"), description="sealed frozen features, attribute banks")
+    cache_max_gb: float = Field(default=20.0, ge=0, allow_inf_nan=False, description="most GB of features on disk")
+    features_max_gb: float = Field(default=4.0, ge=0, allow_inf_nan=False, description="most GB of features in memory")
     checkpoint: Annotated[Path | None, Field(strict=False)] = Field(
         default=None, description="local weights of the backbone"
     )

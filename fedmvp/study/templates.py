@@ -144,7 +144,9 @@ epsilon_max = {epsilon_max}               # the most these records may ever spen
 [compute]
 device = "auto"                 # auto, cpu, mps, cuda or cuda:N
 threads = 0                     # 0 = torch decides
-cache_dir = "cache"             # features of your images: as confidential as the images
+cache_dir = "cache"             # features of your images, encrypted with cache.key beside your other keys
+cache_max_gb = 20.0             # of features on disk; 0 keeps none and computes them in every run
+features_max_gb = 4.0           # of features in memory; what does not fit is read from the cache, or computed
 checkpoint = ""                 # local weights of the backbone, where the policy names none
 
 [state]

@@ -61,3 +61,23 @@ def test_the_same_sentences_in_other_classes_are_not_taken_from_the_cache(tmp_pa
 def test_a_task_without_attributes_is_the_users_message() -> None:
     with pytest.raises(UserError, match="at least one attribute"):
         Task((TaskClass("cat", ()),))
+
+
+def test_a_bank_whose_file_was_changed_in_any_bit_is_encoded_again(tmp_path: Path) -> None:
+    bank = build_attribute_bank(tiny_backbone(), TASK, cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    for place in (3, 40, len(content) // 2, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        again = build_attribute_bank(tiny_backbone(), TASK, cache_dir=tmp_path)
+        assert torch.equal(again.classifier, bank.classifier)
+        assert torch.equal(again.attributes, bank.attributes)
+        assert file.read_bytes() == content
+
+
+def test_a_folder_that_refuses_a_bank_costs_time_only(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    bank = build_attribute_bank(tiny_backbone(), TASK, cache_dir=tmp_path / "file" / "cache")
+    assert bank.classifier.shape[0] == 3

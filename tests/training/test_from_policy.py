@@ -20,6 +20,7 @@ from fedmvp.study.templates import policy_template
 from fedmvp.training.aggregate import OptimizerKind, ServerState, apply_sum
 from fedmvp.training.from_policy import build_local_trainer, local_training_of, server_optimizer_of
 from privacy import Ledger
+from tests.model.caches import sealed
 from tests.model.tiny import random_images, tiny_config
 
 
@@ -63,7 +64,7 @@ def test_from_policy_to_a_tuned_model_with_its_accuracy(policy: StudyPolicy, wei
     policy = policy.model_copy(update={"model": section})
     model = build_prompted_model(policy, checkpoint=weights, cache_dir=tmp_path / "cache")
     images, labels = random_images(40), torch.arange(40) % len(policy.task.classes)
-    features = extract_features(model, images, cache_dir=tmp_path / "cache")
+    features = extract_features(model, images, cache=sealed(tmp_path))
     state = ServerState.initial(get_vector(model))
     with Ledger.create(
         tmp_path / "ledger.db", dataset_id="ward", delta=policy.privacy.delta, epsilon_max=policy.privacy.epsilon_max

@@ -20,7 +20,6 @@ from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters, Unit
 from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import (
-    PROBED_RECORDS,
     Batch,
     LossPerSample,
     backward,
@@ -30,9 +29,11 @@ from privacy.per_sample import (
     per_sample_hooks,
     trainable_parameters,
 )
+from privacy.records import Data, LookAhead, Records, as_records, invent_records, take_checked
 from privacy.sampling import PoissonSampler
 
-_PROBE_SEED = 0  # fixed and public: the same records are invented at every site
+Piece = tuple[Batch, Units | None]
+"""Part of a batch that fits in memory, and the units of its records; None where each record is one."""
 
 __all__ = ["Batch", "DpSgdEngine", "LossPerSample", "check_decomposable"]
 
@@ -88,7 +89,7 @@ class DpSgdEngine:
         self._rounds_charged = 0
         self._left_behind: list[Tensor] = []
 
-    def run(self, data: Sequence[Tensor], steps: int, *, patients: Sequence[int] | None = None) -> None:
+    def run(self, data: Data, steps: int, *, patients: Sequence[int] | None = None) -> None:
         """Take ``steps`` steps on ``data``; the module's trainable parameters are changed in place.
 
         Several calls may share one round: while the parameters are those that the last call left and nothing was
@@ -98,7 +99,8 @@ class DpSgdEngine:
         :func:`privacy.distributed.noisy_update`'s work on the whole update.
 
         Args:
-            data: tensors with the records along the first dimension, all of the same length; on any device.
+            data: tensors with the records along the first dimension, all of the same length, on any device; or a
+                source that hands out records by position.
             steps: how many, at least 1.
             patients: whose record each one is, any whole numbers; needed where the unit is a patient, and only there.
 
@@ -120,7 +122,7 @@ class DpSgdEngine:
             self._left_behind = [parameter.detach().clone() for parameter in self._parameters]
 
     def noisy_gradient(
-        self, data: Sequence[Tensor], honest_survivors: int, *, patients: Sequence[int] | None = None
+        self, data: Data, honest_survivors: int, *, patients: Sequence[int] | None = None
     ) -> npt.NDArray[np.int64]:
         """Draw one batch and return the sum of its clipped gradients on the grid, with this site's share of the noise.
 
@@ -157,29 +159,30 @@ class DpSgdEngine:
         """
         self._left_behind = []
 
-    def _prepare(self, data: Sequence[Tensor], steps: int, patients: Sequence[int] | None) -> _Batches:
+    def _prepare(self, data: Data, steps: int, patients: Sequence[int] | None) -> LookAhead[Piece]:
         """Refuse what must be refused before any record is used, and count the steps."""
-        tensors = _check_data(data)
+        records = as_records(data)
         if (patients is not None) != (self._params.unit == Unit.PATIENT):
             raise ValueError("patients are given where the unit is a patient, and only there")
-        if patients is not None and len(patients) != len(tensors[0]):
-            raise ValueError(f"{len(patients)} patients for {len(tensors[0])} records")
+        if patients is not None and len(patients) != len(records):
+            raise ValueError(f"{len(patients)} patients for {len(records)} records")
         if any(not bool(torch.isfinite(parameter).all()) for parameter in self._parameters):
             raise ValueError("the parameters to start from are not finite")
         self._ledger.check_affordable(self._params)
         self._count(steps)
         if not self._probed and self._params.mode in (Mode.RECORD_LOCAL, Mode.RECORD_DISTRIBUTED):
-            self._probe(tensors)
+            self._probe(records)
         device, largest = self._parameters[0].device, self._performance.max_physical_batch
-        return _Batches(tensors, patients, self._params.sample_rate, device, largest)
+        batches = _Batches(records, patients, self._params.sample_rate, device, largest)
+        return LookAhead(batches.draw, steps, in_background=not records.at_hand(device))
 
-    def _probe(self, tensors: Batch) -> None:
+    def _probe(self, records: Records) -> None:
         """Check the loss once, before any charge: on invented records, at the parameters of construction.
 
         On real records, or at parameters that a server chose, the outcome would be a release without a charge: rounding
         at huge parameters makes it depend on the records. Here it depends on shapes and public values only.
         """
-        invented = _invent_records(tensors, self._parameters[0].device)
+        invented = invent_records(records, self._parameters[0].device)
         current = [parameter.detach().clone() for parameter in self._parameters]
         try:
             _assign(self._parameters, self._initial)
@@ -189,7 +192,7 @@ class DpSgdEngine:
         self._probed = True
         self._initial = []
 
-    def _run_private(self, batches: _Batches, steps: int) -> None:
+    def _run_private(self, batches: LookAhead[Piece], steps: int) -> None:
         with per_sample_hooks(self._module):
             optimizer = self._make_noisy(self._plain_optimizer())
             for _ in range(steps):
@@ -198,7 +201,7 @@ class DpSgdEngine:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def _accumulate(self, optimizer: NoisyOptimizer, batches: _Batches) -> None:
+    def _accumulate(self, optimizer: NoisyOptimizer, batches: LookAhead[Piece]) -> None:
         """Add the clipped gradients of one logical batch to the optimizer's sum."""
         for part, units in batches.draw():
             backward(self._module, self._loss_per_sample, part)
@@ -207,7 +210,7 @@ class DpSgdEngine:
     def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
         return NoisyOptimizer(optimizer, self._params)
 
-    def _run_without_privacy(self, batches: _Batches, steps: int) -> None:
+    def _run_without_privacy(self, batches: LookAhead[Piece], steps: int) -> None:
         """The same batches and denominators, neither clipped nor noised."""
         former = {part: part.training for part in self._module.modules()}
         self._module.eval()
@@ -254,7 +257,7 @@ class _Batches:
     """Draws Poisson batches of units, in pieces that fit in memory.
 
     Args:
-        tensors: the records.
+        records: where they come from.
         patients: whose record each one is; None where a record is the unit.
         sample_rate: of a unit.
         device: where the pieces go.
@@ -263,17 +266,17 @@ class _Batches:
 
     def __init__(
         self,
-        tensors: Batch,
+        records: Records,
         patients: Sequence[int] | None,
         sample_rate: float,
         device: torch.device,
         largest: int,
     ) -> None:
-        self._tensors = tensors
+        self._records = records
         self._device = device
         self._largest = largest
         self._records_of: list[npt.NDArray[np.int64]] | None = None
-        n_units = len(tensors[0])
+        n_units = len(records)
         if patients is not None:
             _, owners = np.unique(np.asarray(patients), return_inverse=True)
             order = np.argsort(owners, kind="stable")
@@ -318,33 +321,7 @@ class _Batches:
             yield self._take(part), units
 
     def _take(self, positions: npt.NDArray[np.int64]) -> Batch:
-        index = torch.from_numpy(positions)
-        return tuple(tensor.index_select(0, index.to(tensor.device)).to(self._device) for tensor in self._tensors)
-
-
-def _check_data(data: Sequence[Tensor]) -> Batch:
-    tensors = tuple(data)
-    if not tensors or any(not isinstance(tensor, Tensor) or tensor.dim() < 1 for tensor in tensors):
-        raise ValueError("data must be one or more tensors with the records along the first dimension")
-    if len({len(tensor) for tensor in tensors}) != 1:
-        raise ValueError(f"the tensors hold different numbers of records: {[len(tensor) for tensor in tensors]}")
-    return tensors
-
-
-def _invent_records(tensors: Batch, device: torch.device) -> Batch:
-    """Records of the same widths and types, nothing of them taken from the data.
-
-    Floating-point numbers are drawn from a normal distribution with a fixed seed; the rest, such as labels, is zero.
-    """
-    generator = torch.Generator().manual_seed(_PROBE_SEED)
-    return tuple(_invent(tensor, generator).to(device) for tensor in tensors)
-
-
-def _invent(like: Tensor, generator: torch.Generator) -> Tensor:
-    shape = (PROBED_RECORDS, *like.shape[1:])
-    if like.dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(like.dtype)
-    return torch.zeros(shape, dtype=like.dtype)
+        return take_checked(self._records, positions, self._device)
 
 
 def _assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:

@@ -17,7 +17,6 @@ from fedmvp.data.source import ImageFiles
 from fedmvp.errors import UserError
 from fedmvp.model.feature_cache import FeatureCache, open_feature_cache
 from fedmvp.model.feature_records import FeatureLimits, gather_features
-from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.from_policy import build_prompted_model
 from fedmvp.model.parameters import get_vector
 from fedmvp.study.cache_key import CACHE_KEY_FILE
@@ -80,14 +79,13 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     with shown("reading images") as progress:
         source = ImageFiles(dataset, model.backbone.image_size, progress=progress)
     with shown("computing frozen features") as progress:
-        records = gather_features(
+        features = gather_features(
             model,
             source,
             cache=feature_cache_of(config),
             limits=FeatureLimits(memory_bytes=int(config.compute.features_max_gb * 1e9)),
             progress=progress,
         )
-    features = FrozenFeatures(records.all())
     labels = torch.tensor(dataset.labels, dtype=torch.int64)
     initial = get_vector(model)
     patients = dataset.patients if policy.privacy.unit == "patient" else None

@@ -86,6 +86,11 @@ class FeatureRecords:
         return f"FeatureRecords({', '.join(self.names)})"
 
     @property
+    def in_memory(self) -> bool:
+        """Whether every row is in memory, so that nothing is read or computed any more."""
+        return len(self._memory) == len(self)
+
+    @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shape of each tensor of `take`, without the dimension of the images."""
         nothing = self._unpack(torch.empty((0, self.row_bytes), dtype=torch.uint8))
@@ -112,7 +117,7 @@ class FeatureRecords:
         chosen = torch.from_numpy(positions)
         on_gpu = device.type == "cuda"
         rows = torch.empty((len(positions), self.row_bytes), dtype=torch.uint8, pin_memory=on_gpu)
-        if len(self._memory) == len(self):
+        if self.in_memory:
             torch.index_select(self._memory, 0, chosen, out=rows)
         else:
             remembered = chosen < len(self._memory)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fedmvp.model.feature_records import FeatureRecords
     from fedmvp.model.features import FrozenFeatures
     from fedmvp.model.prompted import PromptedModel
     from fedmvp.study.policy import StudyPolicy
@@ -44,7 +45,7 @@ def server_optimizer_of(policy: StudyPolicy) -> ServerOptimizer:
 def build_local_trainer(
     policy: StudyPolicy,
     model: PromptedModel,
-    features: FrozenFeatures,
+    features: FrozenFeatures | FeatureRecords,
     labels: Tensor,
     ledger: Ledger,
     *,
@@ -55,7 +56,7 @@ def build_local_trainer(
     Args:
         policy: the verified policy.
         model: from `build_prompted_model` of the same policy.
-        features: from `extract_features` of the site's images.
+        features: from `gather_features` or `extract_features` of the site's images.
         labels: class indices (n,).
         ledger: the open ledger of these images.
         patients: whom each image is of, where the policy's unit is a patient.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmvp.errors import UserError
+from fedmvp.model.feature_records import FeatureRecords
 from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.parameters import Vector, get_vector, set_vector
 from fedmvp.model.prompted import PromptedModel
@@ -23,6 +24,7 @@ from privacy.dpsgd import DpSgdEngine, LossPerSample
 from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters
+from privacy.records import Data, Records, as_records
 
 Update = NDArray[np.float64]
 
@@ -42,12 +44,42 @@ class LocalTraining:
     max_physical_batch: int = 256
 
 
+class LabelledRecords(Records):
+    """Frozen features and the label of each image, for the engine.
+
+    Args:
+        features: of the images.
+        labels: class indices (n,).
+    """
+
+    def __init__(self, features: FeatureRecords, labels: Tensor) -> None:
+        self._features = features
+        self._labels = labels.to("cpu", torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    @property
+    def layout(self) -> Sequence[tuple[tuple[int, ...], torch.dtype]]:
+        """As in :class:`privacy.records.Records`."""
+        return [*((shape, torch.float32) for shape in self._features.shapes), ((), torch.int64)]
+
+    def take(self, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, ...]:
+        """As in :class:`privacy.records.Records`."""
+        labels = self._labels.index_select(0, torch.from_numpy(positions))
+        return (*self._features.take(positions, device), labels.to(device))
+
+    def at_hand(self, device: torch.device) -> bool:
+        """Whether all features are in the memory of that device."""
+        return device.type == "cpu" and self._features.in_memory
+
+
 class LocalTrainer:
     """Trains a module on the records of one site.
 
     Args:
         module: its trained parameters are the vector of the study.
-        data: tensors with the records along the first dimension.
+        data: tensors with the records along the first dimension, or a source of records.
         loss_per_sample: maps (module, batch) to the losses (b,).
         training: step size, momentum, memory.
         privacy: mode, noise, sampling, denominators and steps of a round.
@@ -62,7 +94,7 @@ class LocalTrainer:
     def __init__(
         self,
         module: nn.Module,
-        data: Sequence[Tensor],
+        data: Data,
         loss_per_sample: LossPerSample,
         *,
         training: LocalTraining,
@@ -70,10 +102,8 @@ class LocalTrainer:
         ledger: Ledger,
         patients: Sequence[Hashable] | None = None,
     ) -> None:
-        if len({len(tensor) for tensor in data}) != 1:
-            raise ValueError("every tensor needs one row a record")
         self._module = module
-        self._data = tuple(data)
+        self._data = as_records(data)
         self._privacy = privacy
         self._patients = None if patients is None else _numbered(patients)
         self._engine = DpSgdEngine(
@@ -90,7 +120,7 @@ class LocalTrainer:
     def for_prompts(
         cls,
         model: PromptedModel,
-        features: FrozenFeatures,
+        features: FrozenFeatures | FeatureRecords,
         labels: Tensor,
         *,
         training: LocalTraining,
@@ -102,7 +132,7 @@ class LocalTrainer:
 
         Args:
             model: the prompted model; its parameters are overwritten in every round.
-            features: from `extract_features` of the site's images.
+            features: from `gather_features` or `extract_features` of the site's images.
             labels: class indices (n,).
             training: as above.
             privacy: as above.
@@ -121,7 +151,11 @@ class LocalTrainer:
             part = dict(zip(names, tensors, strict=True))
             return model.loss_per_sample(module(part), part, targets)
 
-        data = (*features.ordered(names), labels.to(torch.int64))
+        data: Data
+        if isinstance(features, FeatureRecords):
+            data = LabelledRecords(features, labels)
+        else:
+            data = (*features.ordered(names), labels.to(torch.int64))
         return cls(model, data, loss_per_sample, training=training, privacy=privacy, ledger=ledger, patients=patients)
 
     def train_round(self, parameters: Vector) -> Update:

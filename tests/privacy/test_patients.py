@@ -18,6 +18,7 @@ from privacy.mechanism import NoiseShares, PerformanceParameters
 from privacy.noise import gaussian
 from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import Batch
+from privacy.records import TensorRecords
 from privacy.sampling import PoissonSampler
 from tests.privacy.checks import check_inclusions
 from tests.privacy.conftest import PARAMS
@@ -132,7 +133,8 @@ def test_control_an_engine_that_treats_a_patient_in_pieces_fails_the_same_check(
 
 def _batches_of(patients: list[int], rate: float, steps: int, largest: int) -> list[np.ndarray]:
     """Which records each of many batches holds, through the engine's own drawing."""
-    batches = dpsgd._Batches((torch.arange(len(patients)),), patients, rate, torch.device("cpu"), largest)
+    records = TensorRecords((torch.arange(len(patients)),))
+    batches = dpsgd._Batches(records, patients, rate, torch.device("cpu"), largest)
     return [np.array([int(i) for part, _ in batches.draw() for i in part[0]], dtype=np.int64) for _ in range(steps)]
 
 

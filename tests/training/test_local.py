@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedmvp.data.source import PixelTensor
 from fedmvp.errors import UserError
 from fedmvp.evaluation.accuracy import prompted_accuracy, zero_shot_accuracy
+from fedmvp.model.feature_records import FeatureLimits, FeatureRecords, gather_features
 from fedmvp.model.features import FrozenFeatures, extract_features
 from fedmvp.model.parameters import dimension, get_vector
 from fedmvp.model.prompt_config import Injection, NeutralStart, Variant
@@ -17,6 +19,7 @@ from fedmvp.training.aggregate import ServerOptimizer, ServerState
 from fedmvp.training.local import LocalTrainer, LocalTraining
 from fedmvp.training.rounds import Site, run_rounds
 from privacy import BudgetExceeded, Ledger, Mode, PrivacyParameters
+from tests.model.caches import sealed
 from tests.model.tiny import CHOICES, random_images, tiny_model
 
 SLOW = LocalTraining(learning_rate=0.1)
@@ -155,3 +158,52 @@ def test_rounds_in_one_process_average_the_sites_and_charge_each_ledger(
         assert ledger.spent().steps == 6
     assert [state.step for state in states] == [1, 2]
     assert not np.array_equal(states[0].parameters, states[1].parameters)
+
+
+def records_of(model: PromptedModel, images: torch.Tensor, where: str, tmp_path: Path) -> FeatureRecords:
+    """The same features in memory, on disk, and nowhere yet."""
+    cache = sealed(tmp_path) if where == "on disk" else None
+    limits = FeatureLimits() if where == "in memory" else FeatureLimits(memory_bytes=0)
+    return gather_features(model, PixelTensor(images), cache=cache, limits=limits)
+
+
+@pytest.mark.parametrize("injection", Injection)
+def test_the_update_is_the_same_wherever_the_features_are_and_however_they_are_batched(
+    injection: Injection, params: PrivacyParameters, unsafe_ledger: Ledger, tmp_path: Path
+) -> None:
+    images, labels = coloured_images(20)
+    model = tiny_model(injection=injection, flip=True, consistency_weight=1.0)
+    start = get_vector(model)
+    certain = replace(params, mode=Mode.UNSAFE_NO_DP, sample_rate=1.0)
+    updates = {}
+    for where in ("in memory", "on disk", "computed"):
+        for largest in (256, 7):
+            trainer = LocalTrainer.for_prompts(
+                model,
+                records_of(model, images, where, tmp_path),
+                labels,
+                training=LocalTraining(0.1, max_physical_batch=largest),
+                privacy=certain,
+                ledger=unsafe_ledger,
+            )
+            updates[where, largest] = trainer.train_round(start)
+    expected = updates["in memory", 256]
+    assert np.abs(expected).max() > 1e-3
+    assert np.array_equal(updates["on disk", 256], expected)
+    for update in updates.values():
+        np.testing.assert_allclose(update, expected, atol=2e-5)
+    exact = LocalTrainer.for_prompts(
+        model, extract_features(model, images), labels, training=SLOW, privacy=certain, ledger=unsafe_ledger
+    ).train_round(start)
+    np.testing.assert_allclose(exact, expected, atol=1e-3 * np.abs(expected).max() + 1e-5)  # without float16
+
+
+def test_a_private_round_on_records_that_do_not_fit_in_memory_runs_and_is_noised(
+    params: PrivacyParameters, ledger: Ledger, tmp_path: Path
+) -> None:
+    images, labels = coloured_images(20)
+    model = tiny_model()
+    records = records_of(model, images, "on disk", tmp_path)
+    assert not records.in_memory
+    trainer = LocalTrainer.for_prompts(model, records, labels, training=SLOW, privacy=params, ledger=ledger)
+    assert (trainer.train_round(get_vector(model)) != 0).all()

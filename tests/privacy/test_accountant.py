@@ -206,6 +206,12 @@ def test_rounds_of_differing_mechanisms_cost_what_the_filter_says_and_never_less
         assert accountant.name(rounds, 1e-5, budget) == f"{accountant.ADAPTIVE_ACCOUNTANT} at order {order}"
 
 
+def test_of_filter_and_composition_the_larger_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renyi, "filtered_epsilon", lambda *_: 0.01)
+    history: list[Mechanism] = [LOCAL, QUIETER]
+    assert accountant.spent(history, 1e-5, 8.0) == accountant.composition(history, 1e-5) > 0.01
+
+
 def test_control_the_composition_of_differing_mechanisms_is_below_what_they_cost() -> None:
     """What an accountant would say that forgot that the second was chosen after the first was seen."""
     history: list[Mechanism] = [LOCAL, QUIETER]

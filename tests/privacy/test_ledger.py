@@ -8,6 +8,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -306,14 +308,13 @@ def test_an_older_copy_of_ledger_and_marker_is_refused_by_the_expected_head(
 
 def test_another_ledger_put_in_its_place_is_refused(tmp_path: Path, params: PrivacyParameters) -> None:
     path = _closed_ledger(tmp_path, params)
-    (tmp_path / "other").mkdir()
-    shutil.copy(_closed_ledger(tmp_path / "other", params), path)
-    Ledger.open(tmp_path / "other" / "l.db").close()
-    fresh = tmp_path / "fresh.db"
-    Ledger.create(fresh, dataset_id="ward-7", delta=1e-5, epsilon_max=80.0).close()
-    shutil.copy(fresh, path)
-    with pytest.raises(LedgerRolledBack):
-        Ledger.open(path)
+    for rounds in (0, 3, 5):  # shorter than the marker says, as long, and longer
+        other = tmp_path / f"other-{rounds}.db"
+        with Ledger.create(other, dataset_id="ward-7", delta=1e-5, epsilon_max=80.0) as ledger:
+            _charge(ledger, params, range(1, rounds + 1))
+        shutil.copy(other, path)
+        with pytest.raises(LedgerRolledBack, match="another ledger than"):
+            Ledger.open(path)
 
 
 def _rewrite(path: Path, statement: str) -> None:
@@ -344,6 +345,18 @@ def test_an_altered_chain_is_refused(tmp_path: Path, params: PrivacyParameters, 
     path = _closed_ledger(tmp_path, params)
     _rewrite(path, statement)
     with pytest.raises(LedgerError):
+        Ledger.open(path)
+
+
+def test_an_entry_that_is_missing_is_noticed_although_the_marker_was_changed_to_agree(
+    tmp_path: Path, params: PrivacyParameters
+) -> None:
+    path = _closed_ledger(tmp_path, params)
+    with Ledger.open(path, read_only=True) as ledger:
+        head = ledger.head
+    _rewrite(path, "DELETE FROM entries WHERE seq = 2")
+    Marker(2, head).write(path)  # the third of three
+    with pytest.raises(LedgerCorrupt, match="the chain breaks at entry 2"):
         Ledger.open(path)
 
 
@@ -505,6 +518,28 @@ def test_a_head_recorded_elsewhere_is_asked_for_while_the_ledger_is_open(
 def test_attempts_count_from_one(ledger: Ledger, attempt: int) -> None:
     with pytest.raises(ValueError, match="attempts count from 1"):
         ledger.mark_attempt("run", 1, attempt)
+
+
+def test_threads_that_share_a_ledger_decide_one_after_the_other(
+    ledger: Ledger, params: PrivacyParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.epsilon_after(params)
+    inside, most = 0, 0
+    check = Ledger.check_affordable
+
+    def slow_check(self: Ledger, params: PrivacyParameters) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        check(self, params)
+        inside -= 1
+
+    monkeypatch.setattr(Ledger, "check_affordable", slow_check)
+    with ThreadPoolExecutor(4) as pool:
+        tokens = list(pool.map(lambda number: ledger.reserve("run", number, params, POLICY), range(1, 5)))
+    assert most == 1
+    assert len({token.entry_hash for token in tokens}) == ledger.spent().rounds == 4
 
 
 def test_a_fork_can_neither_charge_nor_use_a_token_nor_close_the_ledger(

@@ -1,6 +1,8 @@
 """Whatever becomes of the files of a ledger is noticed, or has changed nothing of what it says."""
 
+import hashlib
 import json
+import math
 import random
 import shutil
 import sqlite3
@@ -233,6 +235,7 @@ def test_modes_that_follow_each_other_on_one_dataset_are_charged_by_the_filter(t
 
 # A chain that hashes but says nothing sensible
 
+FROZEN = "2eb9c952f9c666a2d42a235f6a3d0b4ba6ee0387fb41a86b6dab6624d0a2a639"
 _CREATED = {"dataset_id": "d", "delta": 1e-5, "epsilon_max": 8.0, "unit": "record"}
 
 
@@ -264,6 +267,25 @@ def test_a_charge_without_any_mechanism_is_refused(monkeypatch: pytest.MonkeyPat
     entry = link(1, EntryKind.CHARGE, body, bytes(32))
     with pytest.raises(LedgerCorrupt, match="no mechanism"):
         parse(1, "charge", encode_body(body), bytes(32), entry.hash)
+
+
+def test_an_entry_at_another_position_than_it_says_is_refused() -> None:
+    first = link(0, EntryKind.CREATED, _CREATED, bytes(32))
+    mark: dict[str, str | int | float] = {"run_id": "r", "round": 1, "attempt": 1}
+    verify([first, link(1, EntryKind.ATTEMPT, mark, first.hash)])
+    with pytest.raises(LedgerCorrupt, match="the chain breaks at entry 1"):
+        verify([first, link(2, EntryKind.ATTEMPT, mark, first.hash)])
+
+
+def test_the_hash_of_an_entry_is_that_of_format_version_1() -> None:
+    """As docs/privacy.md states it. A program that computes another one cannot read the ledgers of this one."""
+    body = b'{"attempt":2,"round":7,"run_id":"r","time":"t"}'
+    fields = (b"fedmvp/ledger-entry/v1", bytes([1] * 32), (5).to_bytes(8, "big"), b"attempt", body)
+    stated = hashlib.sha256(b"".join(len(field).to_bytes(4, "big") + field for field in fields)).hexdigest()
+    entry = link(5, EntryKind.ATTEMPT, {"run_id": "r", "round": 7, "attempt": 2, "time": "t"}, bytes([1] * 32))
+    assert encode_body(entry.body) == body
+    assert encode_body({"b": math.inf, "a": 0.1}) == b'{"a":0.1,"b":"inf"}'
+    assert entry.hash.hex() == stated == FROZEN
 
 
 def test_a_round_released_twice_in_one_chain_is_refused() -> None:

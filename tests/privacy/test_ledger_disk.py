@@ -350,9 +350,9 @@ def test_a_charge_is_committed_and_its_marker_forced_before_there_is_a_token(pat
         assert connection.execute("PRAGMA fullfsync").fetchone() == (1,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         told.clear()
-        connection.set_trace_callback(lambda statement: told.append(statement.split()[0]))
+        connection.set_trace_callback(lambda statement: told.append(" ".join(statement.split()[:2])))
         ledger.reserve("run", 1, PARAMS, POLICY)
-    assert told == ["BEGIN", "SELECT", "INSERT", "COMMIT", *MARKED]
+    assert told == ["BEGIN IMMEDIATE", "SELECT hash", "INSERT INTO", "COMMIT", *MARKED]
 
 
 def test_the_first_entry_of_a_ledger_waits_for_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

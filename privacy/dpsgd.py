@@ -22,11 +22,12 @@ from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import (
     Batch,
     LossPerSample,
-    backward,
+    Pass,
     check_decomposable,
     check_structure,
+    choose_engine,
     compute_losses,
-    per_sample_hooks,
+    per_sample_pass,
     trainable_parameters,
 )
 from privacy.records import Data, LookAhead, Records, as_records, invent_records, take_checked
@@ -81,6 +82,7 @@ class DpSgdEngine:
         self._learning_rate = learning_rate
         self._momentum = momentum
         self._performance = performance or PerformanceParameters()
+        self._per_sample_engine = choose_engine(module, self._performance.per_sample_engine)
         # The probe must not see what a server sent later, so it takes place at these parameters, which are public.
         self._initial: list[Tensor] = [parameter.detach().clone() for parameter in self._parameters]
         self._probed = False
@@ -144,10 +146,10 @@ class DpSgdEngine:
             raise PrivacyRefused(f"mode {self._params.mode.value} takes steps at the site: call run")
         batches = self._prepare(data, 1, patients)
         self._left_behind = [parameter.detach().clone() for parameter in self._parameters]
-        with per_sample_hooks(self._module):
+        with per_sample_pass(self._module, self._per_sample_engine) as run:
             optimizer = self._make_noisy(self._plain_optimizer())
             optimizer.zero_grad(set_to_none=True)
-            self._accumulate(optimizer, batches)
+            self._accumulate(optimizer, batches, run)
             clipped_sum = optimizer.take_sum()
             optimizer.zero_grad(set_to_none=True)
         return noisy_sum(clipped_sum, self._params, honest_survivors)
@@ -186,25 +188,25 @@ class DpSgdEngine:
         current = [parameter.detach().clone() for parameter in self._parameters]
         try:
             _assign(self._parameters, self._initial)
-            check_decomposable(self._module, self._loss_per_sample, invented)
+            check_decomposable(self._module, self._loss_per_sample, invented, engine=self._per_sample_engine)
         finally:
             _assign(self._parameters, current)
         self._probed = True
         self._initial = []
 
     def _run_private(self, batches: LookAhead[Piece], steps: int) -> None:
-        with per_sample_hooks(self._module):
+        with per_sample_pass(self._module, self._per_sample_engine) as run:
             optimizer = self._make_noisy(self._plain_optimizer())
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
-                self._accumulate(optimizer, batches)
+                self._accumulate(optimizer, batches, run)
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def _accumulate(self, optimizer: NoisyOptimizer, batches: LookAhead[Piece]) -> None:
+    def _accumulate(self, optimizer: NoisyOptimizer, batches: LookAhead[Piece], run: Pass) -> None:
         """Add the clipped gradients of one logical batch to the optimizer's sum."""
         for part, units in batches.draw():
-            backward(self._module, self._loss_per_sample, part)
+            run(self._loss_per_sample, part)
             optimizer.accumulate(len(part[0]), units)
 
     def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal, get_args
 
 ADD_OR_REMOVE_ONE = "add-or-remove-one"
 """The one neighbouring relation accounted for: two datasets differ by the presence of one unit."""
@@ -186,19 +187,32 @@ class NoiseShares:
             raise ValueError(f"clamp must be at least 1, not {self.clamp}")
 
 
+PerSampleEngine = Literal["book-keeping", "hooks"]
+"""How a record's gradient is come by: see :mod:`privacy.per_sample`."""
+
+
 @dataclass(frozen=True, slots=True)
 class PerformanceParameters:
     """Everything of training that costs time or memory and changes no distribution.
 
     Args:
         max_physical_batch: most records in one forward pass, at least 1.
+        per_sample_engine: ``"book-keeping"`` (clipping costs little more than no clipping, in time and in memory) or
+            ``"hooks"`` (Opacus' own, which holds a gradient a record). A module with a trained layer that the former
+            does not know is trained by the latter.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     max_physical_batch: int = 256
+    per_sample_engine: PerSampleEngine = "book-keeping"
 
     def __post_init__(self) -> None:
         if self.max_physical_batch < 1:
             raise ValueError(f"max_physical_batch must be at least 1, not {self.max_physical_batch}")
+        if self.per_sample_engine not in get_args(PerSampleEngine):
+            raise ValueError(f"per_sample_engine is one of {get_args(PerSampleEngine)}, not {self.per_sample_engine!r}")
 
 
 @dataclass(frozen=True, slots=True)

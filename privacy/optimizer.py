@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from privacy.mechanism import PrivacyParameters
 from privacy.noise import gaussian
-from privacy.per_sample import as_rows, take_grad_sample
+from privacy.per_sample import take_gradients
+from privacy.sample_gradients import LARGEST_NORM, Rows, SampleGradients, exact_dtype, joint_norms
 
 Noise = Callable[[int, float], npt.NDArray[np.float64]]
 """Maps a length and a standard deviation to independent normal draws."""
@@ -39,8 +40,8 @@ class Units:
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
     """Sums clipped per-sample gradients of one logical batch, adds noise once, divides by a public number, steps.
 
-    The clipped sum is kept in float64 on the CPU, where the noise is drawn; a batch may arrive in any number of parts,
-    including none. Nothing about the batch (its size, its norms) is kept or returned.
+    The clipped sum is kept in float64 and brought to the CPU, where the noise is drawn. A batch may arrive in any
+    number of parts, including none. Nothing about the batch (its size, its norms) is kept or returned.
 
     Args:
         optimizer: the plain optimizer whose step is taken.
@@ -60,23 +61,37 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
         self._unfinished: list[Tensor] | None = None
 
     def accumulate(self, batch_size: int, units: Units | None = None) -> None:
-        """Clip the gradients that a backward pass over ``batch_size`` records left, and add them to the sum.
+        """Clip the gradients that a pass over ``batch_size`` records left, and add them to the sum.
 
         Args:
             batch_size: records in the pass.
             units: which unit each of them belongs to; None where every record is one.
         """
-        parameters: list[nn.Parameter] = self.params
-        gradients = [take_grad_sample(parameter, batch_size) for parameter in parameters]
-        if units is not None:
-            gradients = self._mean_by_unit(gradients, units)
-        clipped = clip(gradients, self.max_grad_norm)
-        for parameter, gradient in zip(parameters, clipped, strict=True):
-            part = gradient.double().sum(dim=0).cpu()
-            summed = parameter.summed_grad  # type: ignore[attr-defined]
-            parameter.summed_grad = part if summed is None else summed + part  # type: ignore[attr-defined]
-            parameter.grad_sample = None  # type: ignore[attr-defined]
+        gradients = [take_gradients(parameter, batch_size) for parameter in self.params]
+        if units is None:
+            self._add_clipped(gradients)
+        else:
+            for mean in self._means_by_unit(gradients, units):
+                self._add_clipped(mean)
+        for parameter in self.params:
+            parameter.sample_gradients = None
+            parameter.grad_sample = None
             parameter.grad = None
+
+    def _add_clipped(self, gradients: Sequence[SampleGradients]) -> None:
+        factors, finite = clipping_factors(joint_norms(gradients), self.max_grad_norm)
+        if not bool(finite.all()):  # zero times infinity is no number: what counts as zero is left out
+            records = finite.nonzero().flatten()
+            gradients = [gradient.take(records) for gradient in gradients]
+            factors = factors[records]
+        for parameter, gradient in zip(self.params, gradients, strict=True):
+            part = gradient.weighted_sum(factors)
+            if exact_dtype(part.device) is not torch.float64:
+                part = part.cpu()
+            if parameter.summed_grad is None:
+                parameter.summed_grad = part.double()
+            else:
+                parameter.summed_grad += part
 
     def take_sum(self) -> npt.NDArray[np.float64]:
         """Take the clipped sum of the batch, without any noise, as one vector (d,), and forget it.
@@ -88,26 +103,24 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
         for parameter in self.params:
             parameter.summed_grad = None
         parts = [
-            np.zeros(size) if part is None else part.numpy().reshape(-1)
+            np.zeros(size) if part is None else part.cpu().numpy().reshape(-1)
             for part, size in zip(summed, sizes, strict=True)
         ]
         return np.concatenate(parts)
 
-    def _mean_by_unit(self, gradients: list[Tensor], units: Units) -> list[Tensor]:
+    def _means_by_unit(self, gradients: Sequence[SampleGradients], units: Units) -> Iterator[list[SampleGradients]]:
         """The mean gradient of each unit whose last record is in this pass; a unit's rest waits for the next pass."""
-        means = []
-        for position, gradient in enumerate(gradients):
-            weight = units.weights.to(gradient).view(-1, *(1,) * (gradient.dim() - 1))
-            summed = gradient.new_zeros((units.count, *gradient.shape[1:]))
-            summed.index_add_(0, units.owners.to(gradient.device), gradient * weight)
+        for unit in range(units.count):
+            of_unit = (units.owners == unit).nonzero().flatten()
+            weights = units.weights[of_unit]
+            sums = [gradient.take(of_unit).weighted_sum(weights) for gradient in gradients]
             if self._unfinished is not None:
-                summed[0] += self._unfinished[position]
-            means.append(summed)
-        if units.complete:
-            self._unfinished = None
-            return means
-        self._unfinished = [summed[0] for summed in means]
-        return [summed[:0] for summed in means]
+                sums = [summed + rest for summed, rest in zip(sums, self._unfinished, strict=True)]
+                self._unfinished = None
+            if units.complete:
+                yield [Rows(summed[None]) for summed in sums]
+            else:
+                self._unfinished = sums
 
     def add_noise(self) -> None:
         """Add one draw of noise per coordinate to the sum; an empty batch is a sum of zero."""
@@ -117,7 +130,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
         for parameter, noise in zip(parameters, torch.split(draw, sizes), strict=True):
             summed = parameter.summed_grad  # type: ignore[attr-defined]
             noisy = noise.view(parameter.shape)
-            parameter.summed_grad = noisy if summed is None else summed + noisy  # type: ignore[attr-defined]
+            parameter.summed_grad = noisy if summed is None else summed.cpu().add_(noisy)  # type: ignore[attr-defined]
 
     def scale_grad(self) -> None:
         """Divide the noisy sum by the public denominator and hand it to the plain optimizer."""
@@ -133,32 +146,38 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
         return True
 
 
-LARGEST_NORM = 1e30
-"""A gradient of this norm or more counts as one that is not finite."""
+def clipping_factors(norms: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:
+    """What each record's gradient is multiplied by to be no longer than ``max_grad_norm``.
+
+    A record whose gradient is not finite counts as zero: raising, or letting the NaN through, would tell that it is
+    there.
+
+    Args:
+        norms: over all parameters together (B,).
+        max_grad_norm: > 0.
+
+    Returns:
+        The factors (B,), and whether each record counts (B,).
+    """
+    finite = norms < LARGEST_NORM  # false for one that is not a number; a factor for a longer one would lose its digits
+    factors = (max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+    return torch.where(finite, factors, torch.zeros_like(norms)), finite
 
 
 def clip(grad_samples: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
     """Scale each record's gradient, over all parameters together, to an L2 norm of at most ``max_grad_norm``.
-
-    A record whose gradient is not finite counts as zero: raising, or letting the NaN through, would tell that it is
-    there.
 
     Args:
         grad_samples: one tensor (B, *shape) per parameter.
         max_grad_norm: > 0.
 
     Returns:
-        The same shapes.
+        The same shapes; zero for a record whose gradient is not finite.
     """
-    # In float64 where the device has it: a float32 sum of a million squares is short by a hundred-thousandth.
-    exact = None if grad_samples[0].device.type == "mps" else torch.float64
-    rows = [torch.linalg.vector_norm(as_rows(gradient), dim=1, dtype=exact) for gradient in grad_samples]
-    norms = torch.linalg.vector_norm(torch.stack(rows), dim=0)  # (B,)
-    finite = norms < LARGEST_NORM  # false for one that is not a number; a factor for a longer one would lose its digits
-    factor = torch.where(finite, (max_grad_norm / (norms + 1e-6)).clamp(max=1.0), torch.zeros_like(norms))
+    factors, finite = clipping_factors(joint_norms([Rows(gradient) for gradient in grad_samples]), max_grad_norm)
     clipped = []
     for gradient in grad_samples:
         shaped = (-1, *(1,) * (gradient.dim() - 1))
         kept = torch.where(finite.view(shaped), gradient, torch.zeros_like(gradient))
-        clipped.append(kept * factor.view(shaped).to(gradient.dtype))
+        clipped.append(kept * factors.view(shaped).to(gradient.dtype))
     return clipped

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from opacus.grad_sample import register_grad_sampler
 from torch import Tensor, nn
 
+from privacy.book_keeping import register_book_keeping
+from privacy.sample_gradients import Outer, SampleGradients
+
 
 class SharedLinear(nn.Linear):
     """Maps one shared input to an output for each sample."""
@@ -48,3 +51,17 @@ def shared_linear_grad_sample(
 
 
 register_grad_sampler(SharedLinear)(shared_linear_grad_sample)
+
+
+@register_book_keeping(SharedLinear)
+def _shared_linear_gradients(
+    layer: SharedLinear, activations: list[Tensor], backprops: Tensor
+) -> dict[Tensor, SampleGradients | Tensor]:
+    """Return the same without forming them."""
+    found: dict[Tensor, SampleGradients | Tensor] = {}
+    gradients = backprops.to(layer.weight.dtype)
+    if layer.weight.requires_grad:
+        found[layer.weight] = Outer(activations[0].to(layer.weight.dtype), gradients)
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = gradients.sum(dim=1)
+    return found

@@ -23,7 +23,7 @@ from privacy.distributed import noisy_update
 from privacy.dpsgd import DpSgdEngine, LossPerSample
 from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
-from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters
+from privacy.mechanism import Mode, PerformanceParameters, PerSampleEngine, PrivacyParameters
 from privacy.records import Data, Records, as_records
 
 Update = NDArray[np.float64]
@@ -37,11 +37,13 @@ class LocalTraining:
         learning_rate: step size of local SGD.
         momentum: of local SGD, in [0, 1); forgotten between rounds.
         max_physical_batch: images at once through the module; memory and speed only.
+        per_sample_engine: how gradients are clipped by image; memory and speed only.
     """
 
     learning_rate: float
     momentum: float = 0.0
     max_physical_batch: int = 256
+    per_sample_engine: PerSampleEngine = "book-keeping"
 
 
 class LabelledRecords(Records):
@@ -113,7 +115,7 @@ class LocalTrainer:
             ledger=ledger,
             learning_rate=training.learning_rate,
             momentum=training.momentum,
-            performance=PerformanceParameters(training.max_physical_batch),
+            performance=PerformanceParameters(training.max_physical_batch, training.per_sample_engine),
         )
 
     @classmethod

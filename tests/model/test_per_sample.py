@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,10 @@ from fedmvp.model.parameters import trained_parameters
 from fedmvp.model.prompt_config import Injection, NeutralStart, Variant
 from fedmvp.model.prompted import PromptedModel
 from privacy.errors import NotDecomposable
-from privacy.per_sample import backward, check_decomposable, check_structure, per_sample_hooks
+from privacy.mechanism import PerSampleEngine
+from privacy.per_sample import backward, check_decomposable, check_structure, choose_engine, per_sample_hooks
 from tests.model.tiny import CHOICES, disturb, random_images, tiny_model
+from tests.privacy.sums import check_sums
 
 COUNT = 5
 LABELS = torch.tensor([0, 1, 2, 1, 0])
@@ -49,11 +53,23 @@ def test_every_samples_gradient_equals_the_one_it_has_alone(
 
 
 @pytest.mark.parametrize(("variant", "injection", "start"), CHOICES)
+def test_the_clipped_sum_by_book_keeping_is_that_of_hooks_and_of_a_loop(
+    variant: Variant, injection: Injection, start: NeutralStart
+) -> None:
+    model = tiny_model(variant, injection, start, consistency_weight=2.0, flip=True)
+    disturb(model)
+    check_sums(model, loss_of, data_of(model))
+    check_sums(model, loss_of, data_of(model), largest=2)
+
+
+@pytest.mark.parametrize(("variant", "injection", "start"), CHOICES)
 def test_the_engine_accepts_every_choice_at_its_start(
     variant: Variant, injection: Injection, start: NeutralStart
 ) -> None:
     model = tiny_model(variant, injection, start)
-    check_decomposable(model, loss_of, data_of(model))
+    for engine in get_args(PerSampleEngine):
+        assert choose_engine(model, engine) == engine
+        check_decomposable(model, loss_of, data_of(model), engine=engine)
 
 
 class LateBroadcast(nn.Module):

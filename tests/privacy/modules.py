@@ -108,6 +108,7 @@ MODULES = {
     "lora of layers": lambda: OneInput(LoraByLayers()),
     "lora of parameters": lambda: OneInput(LoraByParameters()),
     "one layer used twice": lambda: OneInput(Shared()),
+    "layers that keep books": lambda: OneInput(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), Shared())),
     "everything": Whole,
 }
 

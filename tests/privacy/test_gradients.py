@@ -1,4 +1,4 @@
-"""Three ways to the gradient of each record agree for any shape, and for every loss that the product can be told."""
+"""Four ways to the gradient of each record agree for any shape, and for every loss that the product can be told."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +17,17 @@ from fedmvp.model.prompted import PromptedModel
 from privacy import NotDecomposable
 from privacy.mechanism import Unit
 from privacy.optimizer import NoisyOptimizer, clip
-from privacy.per_sample import Batch, LossPerSample, backward, check_decomposable, per_sample_hooks, take_grad_sample
+from privacy.per_sample import (
+    Batch,
+    LossPerSample,
+    backward,
+    check_decomposable,
+    choose_engine,
+    per_sample_hooks,
+    per_sample_pass,
+    take_grad_sample,
+    take_gradients,
+)
 from tests.model.tiny import CHOICES, disturb, random_images, tiny_model
 from tests.privacy.conftest import PARAMS
 from tests.privacy.modules import MODULES, Whole, cross_entropy, gradients_one_by_one, make_batch
@@ -35,6 +45,16 @@ def by_our_hooks(module: nn.Module, batch: Batch) -> Tensor:
     with per_sample_hooks(module):
         backward(module, cross_entropy, batch)
         return _rows(trained, len(batch[0]))
+
+
+def by_books(module: nn.Module, batch: Batch) -> Tensor:
+    """Weighted sums in which one weight is one; by hooks where a layer keeps no books."""
+    trained, size = [parameter for parameter in module.parameters() if parameter.requires_grad], len(batch[0])
+    with per_sample_pass(module, choose_engine(module, "book-keeping")) as run:
+        run(cross_entropy, batch)
+        gradients = [take_gradients(parameter, size) for parameter in trained]
+    rows = [torch.cat([g.weighted_sum(weights).flatten() for g in gradients]).float() for weights in torch.eye(size)]
+    return torch.stack(rows) if rows else torch.zeros(0, sum(parameter.numel() for parameter in trained))
 
 
 def by_opacus(module: nn.Module, batch: Batch) -> Tensor:
@@ -72,9 +92,11 @@ _SHAPES = {"kind": st.sampled_from(sorted(MODULES)), "size": st.integers(0, 9), 
 
 @settings(max_examples=50, deadline=None)
 @given(largest=st.integers(1, 9), **_SHAPES)
-def test_our_path_opacus_and_a_loop_agree_for_any_shape(kind: str, size: int, seed: int, largest: int) -> None:
+def test_our_two_paths_opacus_and_a_loop_agree_for_any_shape(kind: str, size: int, seed: int, largest: int) -> None:
     check_each_gradient(by_our_hooks, kind, size, seed)
     check_each_gradient(in_parts(by_our_hooks, largest), kind, size, seed)
+    check_each_gradient(by_books, kind, size, seed)
+    check_each_gradient(in_parts(by_books, largest), kind, size, seed)
     if size and kind != "everything":  # Opacus alone takes neither an empty batch nor a frozen batch norm
         check_each_gradient(by_opacus, kind, size, seed)
 
@@ -83,6 +105,7 @@ def test_our_path_opacus_and_a_loop_agree_for_any_shape(kind: str, size: int, se
 @pytest.mark.parametrize("kind", sorted(MODULES))
 def test_they_agree_on_empty_and_on_single_batches(kind: str, size: int) -> None:
     check_each_gradient(by_our_hooks, kind, size, seed=4)
+    check_each_gradient(by_books, kind, size, seed=4)
 
 
 def _shared_out(module: nn.Module, batch: Batch) -> Tensor:

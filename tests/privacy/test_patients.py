@@ -6,6 +6,7 @@ from enum import StrEnum
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from privacy import Ledger, Mode, PrivacyParameters, PrivacyRefused, dpsgd
 from privacy.dpsgd import DpSgdEngine
-from privacy.mechanism import NoiseShares, PerformanceParameters
+from privacy.mechanism import NoiseShares, PerformanceParameters, PerSampleEngine
 from privacy.noise import gaussian
 from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import Batch
@@ -22,7 +23,7 @@ from privacy.records import TensorRecords
 from privacy.sampling import PoissonSampler
 from tests.privacy.checks import check_inclusions
 from tests.privacy.conftest import PARAMS
-from tests.privacy.modules import SilentEngine, Whole, cross_entropy, gradients_one_by_one, make_batch
+from tests.privacy.modules import MODULES, SilentEngine, Whole, cross_entropy, gradients_one_by_one, make_batch
 
 PATIENTS = [7, 7, -2, 7, 30, -2, 7, 7, 30, 1, 7, 7]
 """Of seven, two, two and one image, in no order."""
@@ -44,9 +45,9 @@ def of_patients(tmp_path: Path) -> Iterator[Ledger]:
         yield opened
 
 
-def _module() -> nn.Module:
+def _module(kind: str = "everything") -> nn.Module:
     torch.manual_seed(3)
-    return Whole().eval()
+    return MODULES[kind]().eval()
 
 
 def trained(module: nn.Module) -> Tensor:
@@ -70,23 +71,30 @@ def _silent(module: nn.Module, params: PrivacyParameters, ledger: Ledger, speed:
     return SilentEngine(module, cross_entropy, params=params, ledger=ledger, learning_rate=1.0, performance=speed)
 
 
-def check_step(build: Build, ledger: Ledger, largest: int, bound: float) -> None:
+ENGINES = {"everything": "hooks", "layers that keep books": "book-keeping"}
+"""Modules, and which way leads to their per-sample gradients."""
+
+
+def check_step(build: Build, ledger: Ledger, largest: int, bound: float, kind: str) -> None:
     """Assert that a step is the sum of the patients' clipped means over the public denominator."""
-    params, module, batch = replace(EVERYONE, max_grad_norm=bound), _module(), make_batch(len(PATIENTS))
+    params, module, batch = replace(EVERYONE, max_grad_norm=bound), _module(kind), make_batch(len(PATIENTS))
     expected = -sum_by_loop(module, batch, PATIENTS, bound) / params.expected_batch_size
     before = trained(module)
-    build(module, params, ledger, PerformanceParameters(largest)).run(batch, 1, patients=PATIENTS)
+    engine = build(module, params, ledger, PerformanceParameters(largest))
+    assert engine._per_sample_engine == ENGINES[kind]
+    engine.run(batch, 1, patients=PATIENTS)
     difference = (trained(module) - before - expected).norm()
     assert difference <= 1e-4 * expected.norm(), "a step is not the sum of the patients' clipped means"
 
 
 @pytest.mark.parametrize("bound", [0.1, 0.5, 100.0])
 @pytest.mark.parametrize("largest", [1, 2, 3, 5, 7, 8, 256])
+@pytest.mark.parametrize("kind", ENGINES)
 def test_a_step_is_the_sum_of_clipped_means_however_few_images_fit_in_memory(
-    of_patients: Ledger, largest: int, bound: float
+    of_patients: Ledger, kind: str, largest: int, bound: float
 ) -> None:
     """Seven images of one patient are more than most of these sizes hold."""
-    check_step(_silent, of_patients, largest, bound)
+    check_step(_silent, of_patients, largest, bound, kind)
 
 
 class EachImageClipped(NoisyOptimizer):
@@ -117,8 +125,9 @@ class SumInsteadOfMean(NoisyOptimizer):
     ("broken", "bound"),
     [(EachImageClipped, 0.1), (EachPartClipped, 0.1), (RestForgotten, 0.1), (SumInsteadOfMean, 100.0)],
 )
+@pytest.mark.parametrize("kind", ENGINES)
 def test_control_an_engine_that_treats_a_patient_in_pieces_fails_the_same_check(
-    of_patients: Ledger, broken: type[NoisyOptimizer], bound: float
+    of_patients: Ledger, broken: type[NoisyOptimizer], bound: float, kind: str
 ) -> None:
     class Broken(DpSgdEngine):
         def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
@@ -128,7 +137,7 @@ def test_control_an_engine_that_treats_a_patient_in_pieces_fails_the_same_check(
         return Broken(module, cross_entropy, params=params, ledger=ledger, learning_rate=1.0, performance=speed)
 
     with pytest.raises(AssertionError, match="clipped means"):
-        check_step(build, of_patients, 3, bound)
+        check_step(build, of_patients, 3, bound, kind)
 
 
 def _batches_of(patients: list[int], rate: float, steps: int, largest: int) -> list[np.ndarray]:
@@ -191,6 +200,8 @@ def _other_speeds() -> list[PerformanceParameters]:
             values: list[object] = [not usual]
         elif isinstance(usual, int):
             values = [1, 2, 5, 9]
+        elif field.name == "per_sample_engine":
+            values = [value for value in get_args(PerSampleEngine) if value != usual]
         elif isinstance(usual, StrEnum):
             values = [value for value in type(usual) if value is not usual]
         else:
@@ -199,7 +210,9 @@ def _other_speeds() -> list[PerformanceParameters]:
     return speeds
 
 
-def check_speed(folder: Path, monkeypatch: pytest.MonkeyPatch, unit: str, other: PerformanceParameters) -> None:
+def check_speed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, unit: str, kind: str, other: PerformanceParameters
+) -> None:
     """Assert that with the same randomness an engine of another speed learns the same and is charged the same."""
     params = replace(PARAMS, unit=unit, sample_rate=0.6, steps_per_round=4)
     patients = PATIENTS if unit == "patient" else None
@@ -214,11 +227,11 @@ def check_speed(folder: Path, monkeypatch: pytest.MonkeyPatch, unit: str, other:
 
         path = folder / str(number)
         with Ledger.create(path, dataset_id="d", delta=1e-5, epsilon_max=8.0, unit=unit) as ledger:
-            module = _module()
-            engine = Repeatable(
+            module = _module(kind)
+            trainer = Repeatable(
                 module, cross_entropy, params=params, ledger=ledger, learning_rate=0.1, performance=speed
             )
-            engine.run(make_batch(len(PATIENTS)), 4, patients=patients)
+            trainer.run(make_batch(len(PATIENTS)), 4, patients=patients)
             ends.append(trained(module))
             token = ledger.reserve("run", 1, params, bytes(32))
             charged.append((ledger.entries()[-1].mechanism, token.epsilon_after))
@@ -227,11 +240,12 @@ def check_speed(folder: Path, monkeypatch: pytest.MonkeyPatch, unit: str, other:
 
 
 @pytest.mark.parametrize("unit", ["record", "patient"])
+@pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("other", _other_speeds(), ids=str)
 def test_no_parameter_of_performance_changes_what_is_drawn_learned_or_charged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, other: PerformanceParameters
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, kind: str, other: PerformanceParameters
 ) -> None:
-    check_speed(tmp_path, monkeypatch, unit, other)
+    check_speed(tmp_path, monkeypatch, unit, kind, other)
     assert not {field.name for field in fields(PerformanceParameters)} & {field.name for field in fields(PARAMS)}
 
 
@@ -241,7 +255,7 @@ def test_control_a_batch_that_is_cut_to_what_fits_in_memory_fails_the_same_check
     draw = dpsgd._Batches.draw
     monkeypatch.setattr(dpsgd._Batches, "draw", lambda self: islice(draw(self), 1))
     with pytest.raises(AssertionError, match="changes what is learned"):
-        check_speed(tmp_path, monkeypatch, "record", PerformanceParameters(2))
+        check_speed(tmp_path, monkeypatch, "record", "everything", PerformanceParameters(2))
 
 
 def test_control_other_randomness_ends_elsewhere(of_patients: Ledger) -> None:

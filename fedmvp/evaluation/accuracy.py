@@ -6,12 +6,14 @@ Only for images that no site owns: an accuracy on private images is a release an
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedmvp.model.features import FrozenFeatures
+from fedmvp.model.inference import Predictor
 from fedmvp.model.parameters import Vector, set_vector
 from fedmvp.model.prompted import PromptedModel
 
@@ -69,14 +71,11 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> Accuracy:
     return Accuracy(int(correct.sum()), len(labels))
 
 
-@torch.no_grad()
 def zero_shot_logits(model: PromptedModel, features: FrozenFeatures) -> Tensor:
     """Return class logits (n, n_classes) of the frozen features: CLIP with the attribute sentences, no prompts."""
-    zero_shot = features.tensors["zero_shot"].to(model.backbone.device)
-    return model.logits(zero_shot).cpu()
+    return Predictor(model).logits(features.tensors["zero_shot"].to(model.backbone.device))
 
 
-@torch.no_grad()
 def prompted_logits(
     model: PromptedModel, features: FrozenFeatures, *, parameters: Vector | None = None, batch_size: int = 256
 ) -> Tensor:
@@ -88,22 +87,39 @@ def prompted_logits(
         parameters: written into the model first; None takes the model as it is.
         batch_size: images at once.
     """
-    if parameters is not None:
-        set_vector(model, parameters)
-    device = model.backbone.device
-    parts = features.parts(batch_size)
-    return torch.cat(
-        [model.logits(model({name: value.to(device) for name, value in part.items()})).cpu() for part in parts]
-    )
+    predictor = Predictor(model)
+    return torch.cat([predictor.logits(part) for part in _prompted(predictor, model, features, parameters, batch_size)])
 
 
 def zero_shot_accuracy(model: PromptedModel, features: FrozenFeatures, labels: Tensor) -> Accuracy:
     """Return the accuracy before any tuning: the floor at epsilon 0."""
-    return accuracy_of(zero_shot_logits(model, features), labels)
+    zero_shot = features.tensors["zero_shot"].to(model.backbone.device)
+    return _accuracy_of_classes(Predictor(model).rank(zero_shot, 1).classes, labels)
 
 
 def prompted_accuracy(
-    model: PromptedModel, features: FrozenFeatures, labels: Tensor, *, parameters: Vector | None = None
+    model: PromptedModel,
+    features: FrozenFeatures,
+    labels: Tensor,
+    *,
+    parameters: Vector | None = None,
+    batch_size: int = 256,
 ) -> Accuracy:
-    """Return the accuracy with prompts; `parameters` as in `prompted_logits`."""
-    return accuracy_of(prompted_logits(model, features, parameters=parameters), labels)
+    """Return the accuracy with prompts, without ever holding all logits; arguments as in `prompted_logits`."""
+    predictor = Predictor(model)
+    parts = _prompted(predictor, model, features, parameters, batch_size)
+    return _accuracy_of_classes(torch.cat([predictor.rank(part, 1).classes.cpu() for part in parts]), labels)
+
+
+def _prompted(
+    predictor: Predictor, model: PromptedModel, features: FrozenFeatures, parameters: Vector | None, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield prompted features (b, joint_width), part by part."""
+    if parameters is not None:
+        set_vector(model, parameters)
+    for part in features.parts(batch_size):
+        yield predictor.feature({name: value.to(model.backbone.device) for name, value in part.items()})
+
+
+def _accuracy_of_classes(classes: Tensor, labels: Tensor) -> Accuracy:
+    return Accuracy(int((classes[:, 0].cpu() == labels.cpu()).sum()), len(labels))

@@ -16,9 +16,9 @@ from fedmvp.methods.classes import ClassSet, Wording
 from fedmvp.methods.method import Features, MethodModel, Reads
 from fedmvp.methods.per_sample_text import text_logits
 from fedmvp.methods.tower import FrozenTower
+from fedmvp.model.attention import attend
 from fedmvp.model.initial import orthogonal
 from fedmvp.model.learned_tokens import LearnedTokens
-from fedmvp.model.promptformer import attend
 from fedmvp.model.shared_linear import SharedLinear
 
 

@@ -24,22 +24,13 @@ class LastBlock:
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self._block = backbone.last_block
-        attention = self._block.attn
-        self._n_heads = n_heads = int(attention.num_heads)
-        query_weight, key_weight, value_weight = attention.in_proj_weight.chunk(3)
-        query_bias, key_bias, value_bias = attention.in_proj_bias.chunk(3)
-        width = query_weight.shape[0]
-        self._query_weight, self._query_bias = query_weight, query_bias
-        self._flat_value_weight, self._flat_value_bias = value_weight, value_bias
-        self._key_weight = key_weight.reshape(n_heads, width // n_heads, width)
-        self._value_weight = value_weight.reshape(n_heads, width // n_heads, width)
-        self._key_bias = key_bias.reshape(n_heads, width // n_heads)
-        self._value_bias = value_bias.reshape(n_heads, width // n_heads)
+        self._n_heads = int(self._block.attn.num_heads)
 
     @property
     def summary_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of what `summarise` returns, without the dimension of the images."""
-        n_heads, head_width, width = self._key_weight.shape
+        n_heads, width = self._n_heads, self._backbone.vision_width
+        head_width = width // n_heads
         return dict(
             zip(TAIL_NAMES, ((width,), (n_heads, width), (n_heads,), (n_heads, head_width), (n_heads,)), strict=True)
         )
@@ -55,12 +46,13 @@ class LastBlock:
             (b, n_heads, head_width), (b, n_heads).
         """
         inputs = self._block.ln_1(tokens)
-        query = self._by_head(F.linear(inputs[:, 0], self._query_weight, self._query_bias))
+        (query_weight, query_bias), (key_weight, key_bias), (value_weight, value_bias) = map(self._projection, range(3))
+        query = self._by_head(F.linear(inputs[:, 0], query_weight, query_bias))
         query = query * query.shape[-1] ** -0.5  # (b, n_heads, head_width)
-        folded = torch.einsum("bhe,hed->bhd", query, self._key_weight)
-        query_bias = torch.einsum("bhe,he->bh", query, self._key_bias)
+        folded = torch.einsum("bhe,hed->bhd", query, self._rows_by_head(key_weight))
+        query_bias = torch.einsum("bhe,he->bh", query, self._by_head(key_bias))
         logits = torch.einsum("bhd,bnd->bhn", folded, inputs) + query_bias[..., None]
-        value = self._by_head(F.linear(inputs, self._flat_value_weight, self._flat_value_bias))
+        value = self._by_head(F.linear(inputs, value_weight, value_bias))
         attended = torch.einsum("bhn,bnhe->bhe", logits.softmax(dim=-1), value)
         return dict(
             zip(TAIL_NAMES, (tokens[:, 0], folded, query_bias, attended, logits.logsumexp(dim=-1)), strict=True)
@@ -75,12 +67,31 @@ class LastBlock:
         weights = torch.cat([log_mass[..., None], logits], dim=-1).softmax(dim=-1)
         old, new = weights[..., :1], weights[..., 1:]
         pooled = new @ inputs  # (b, n_heads, vision_width)
-        value = torch.einsum("bhd,hed->bhe", pooled, self._value_weight)
-        value = value + new.sum(dim=-1, keepdim=True) * self._value_bias
-        mixed = (old * attended + value).flatten(1)  # (b, vision_width)
-        token = class_token + block.ls_1(block.attn.out_proj(mixed))
+        value_weight, value_bias = self._projection(2)
+        value = torch.einsum("bhd,hed->bhe", pooled, self._rows_by_head(value_weight))
+        value = value + new.sum(dim=-1, keepdim=True) * self._by_head(value_bias)
+        return self._leave(class_token, old * attended + value)
+
+    def without_prompts(self, summary: dict[str, Tensor]) -> Tensor:
+        """Return zero-shot CLIP's normalised features (b, joint_width) of images summarised by `summarise`."""
+        return self._leave(summary["class_token"], summary["attended"])
+
+    def _leave(self, class_token: Tensor, mixed: Tensor) -> Tensor:
+        """Finish the block for class tokens (b, vision_width) whose attention returned (b, n_heads, head_width)."""
+        block = self._block
+        token = class_token + block.ls_1(block.attn.out_proj(mixed.flatten(1)))
         token = token + block.ls_2(block.mlp(block.ln_2(token)))
         return self._backbone.project(token)
+
+    def _projection(self, which: int) -> tuple[Tensor, Tensor]:
+        """Weight (vision_width, vision_width) and bias of the query (0), key (1) or value (2); views of the block's."""
+        attention = self._block.attn
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        return weight.view(3, -1, weight.shape[-1])[which], bias.view(3, -1)[which]
+
+    def _rows_by_head(self, weight: Tensor) -> Tensor:
+        """Split the rows of a weight into (n_heads, head_width)."""
+        return weight.reshape(self._n_heads, -1, weight.shape[-1])
 
     def _by_head(self, tokens: Tensor) -> Tensor:
         """Split the last dimension into (n_heads, head_width)."""

@@ -7,12 +7,13 @@ any training that feature is zero-shot CLIP's, so "nothing learned" means zero-s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedmvp.model.attention import WORKING_BYTES, KeysAndValues
 from fedmvp.model.attributes import AttributeBank
 from fedmvp.model.backbone import Backbone
 from fedmvp.model.last_block import TAIL_NAMES, LastBlock
@@ -43,9 +44,10 @@ class PromptedModel(nn.Module):
         self.backbone = backbone
         self.bank = bank.to(backbone.device)
         self.logit_scale = backbone.logit_scale
-        self._conditioning = self.bank.conditioning
+        self._attributes = self.bank.conditioning
         self._last_block = LastBlock(backbone) if config.injection is Injection.LAST_BLOCK else None
         self._initial: tuple[nn.Module, ...] = ()  # a tuple, so that its parameters are not registered
+        self._initial_shared: KeysAndValues | None = None
         self.promptformer = self._build()
         self.gate = self._build_gate()
 
@@ -91,22 +93,65 @@ class PromptedModel(nn.Module):
             return {"zero_shot": backbone.project(reached[:, 0].float()), "tokens": embedded.float()}
         entering = reached.float()
         prepared = as_prompt_module(self.promptformer).prepare(entering[:, 1:])
-        zero_shot = backbone.project(backbone.last_block(entering)[:, 0])
-        return {"zero_shot": zero_shot, "prepared": prepared, **self._last_block.summarise(entering)}
+        summary = self._last_block.summarise(entering)
+        return {"zero_shot": self._last_block.without_prompts(summary), "prepared": prepared, **summary}
 
     @torch.no_grad()
     def anchor(self, features: Features) -> Tensor:
-        """Return the prompted features (b, joint_width) at the initial parameters, which are public and constant."""
-        if not self._initial:
-            self._initial = (self._build().requires_grad_(False),)
-        return self._prompted(self._initial[0], features)
+        """Return the prompted features (b, joint_width) at the initial parameters, which are public and constant.
+
+        By the training's own operations where their memory allows, so that the start is zero-shot to the last bit.
+        """
+        module = as_prompt_module(self.initial)
+        if len(features["zero_shot"]) * self._attributes.numel() * 4 > WORKING_BYTES:
+            return self.answered(features, self.initial, self.initial_keys_and_values())
+        return self._prompted(features, lambda prepared: module(prepared, self._attributes))
 
     def forward(self, features: Features) -> Tensor:
         """Return normalised image features (b, joint_width)."""
-        zero_shot = features["zero_shot"]
-        prompted = self._prompted(self.promptformer, features)
+        module = as_prompt_module(self.promptformer)
+        prompted = self._prompted(features, lambda prepared: module(prepared, self._attributes))
+        return self.joined(features["zero_shot"], prompted, features.get("anchor"))
+
+    @property
+    def initial(self) -> nn.Module:
+        """The prompt module at its public initial parameters, frozen."""
+        if not self._initial:
+            self._initial = (self._build().requires_grad_(False),)
+        return self._initial[0]
+
+    @torch.no_grad()
+    def keys_and_values(self) -> KeysAndValues:
+        """Return what the attention reads of the attributes, at the present parameters."""
+        return as_prompt_module(self.promptformer).keys_and_values(self._attributes)
+
+    @torch.no_grad()
+    def initial_keys_and_values(self) -> KeysAndValues:
+        """Return what the attention reads of the attributes, at the initial parameters."""
+        if self._initial_shared is None:
+            self._initial_shared = as_prompt_module(self.initial).keys_and_values(self._attributes)
+        return self._initial_shared
+
+    def answered(
+        self, features: Features, module: nn.Module, shared: KeysAndValues, *, keys_at_once: int | None = None
+    ) -> Tensor:
+        """Return normalised features (b, joint_width) of images with prompts, from keys and values made beforehand.
+
+        Args:
+            features: as `forward` takes them; the anchor is not read.
+            module: `promptformer` or `initial`.
+            shared: that module's keys and values.
+            keys_at_once: most attributes attended to at a time; None takes what memory allows.
+        """
+        answer = as_prompt_module(module).answer
+        return self._prompted(features, lambda prepared: answer(prepared, shared, keys_at_once=keys_at_once))
+
+    def joined(self, zero_shot: Tensor, prompted: Tensor, anchor: Tensor | None) -> Tensor:
+        """Return the feature (b, joint_width) that a neutral start makes of these; `anchor` is for that start alone."""
         if self.gate is None:
-            return F.normalize(zero_shot + (prompted - features["anchor"]), dim=-1)
+            if anchor is None:
+                raise ValueError("a model that starts at an anchor needs the features called anchor")
+            return F.normalize(zero_shot + (prompted - anchor), dim=-1)
         opened = torch.tanh(self.gate(torch.ones_like(zero_shot[:, :1])))  # (b, 1): one copy a sample, as all inputs
         return F.normalize(zero_shot + opened * (prompted - zero_shot), dim=-1)
 
@@ -143,14 +188,12 @@ class PromptedModel(nn.Module):
         nn.init.zeros_(gate.weight)
         return gate.to(self.backbone.device)
 
-    def _prompted(self, module: nn.Module, features: Features) -> Tensor:
-        """Return normalised CLIP features (b, joint_width) of images with the module's prompts."""
-        promptformer = as_prompt_module(module)
-        attributes = self._conditioning
+    def _prompted(self, features: Features, make_prompts: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return normalised CLIP features (b, joint_width) of images with the prompts made of what was prepared."""
         if self._last_block is not None:
-            return self._last_block(promptformer(features["prepared"], attributes), dict(features))
+            return self._last_block(make_prompts(features["prepared"]), dict(features))
         tokens, backbone = features["tokens"], self.backbone
-        prompts = promptformer(promptformer.prepare(tokens[:, 1:]), attributes)
+        prompts = make_prompts(as_prompt_module(self.promptformer).prepare(tokens[:, 1:]))
         with backbone.frozen_compute():
             leaving = backbone.run_blocks(backbone.enter(torch.cat([tokens, prompts], dim=1)))
         return backbone.project(leaving[:, 0].float())

@@ -2,7 +2,8 @@
 
 Three variants, one interface: `prepare` is the part without trained parameters, done once for each image; `forward`
 maps what it returns and the attributes, which all images share, to prompts. There is no `nn.MultiheadAttention` and no
-batch statistic, and what is shared is expanded inside `SharedLinear`, so every gradient splits by sample.
+batch statistic, and what is shared is expanded inside `SharedLinear`, so every gradient splits by sample. Where nothing
+is trained, `keys_and_values` does the attributes' part once for a class set and `answer` the images' part.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedmvp.model.attention import KeysAndValues, attend, attend_to_shared, in_rows
 from fedmvp.model.initial import orthogonal
 from fedmvp.model.prompt_config import PromptConfig, Variant
 from fedmvp.model.shared_linear import SharedLinear
@@ -30,6 +32,12 @@ class PromptModule(Protocol):
 
     def __call__(self, prepared: Tensor, attributes: Tensor) -> Tensor:
         """Map these and attributes (n_attributes, joint_width) to prompts (b, n_prompts, vision_width)."""
+
+    def keys_and_values(self, attributes: Tensor) -> KeysAndValues:
+        """Map attributes (n_attributes, joint_width) to what the attention reads of them, at the present parameters."""
+
+    def answer(self, prepared: Tensor, shared: KeysAndValues, *, keys_at_once: int | None = None) -> Tensor:
+        """Return what `__call__` returns, up to rounding, from keys and values; `keys_at_once` as in the attention."""
 
 
 class PromptFormer(nn.Module):
@@ -59,11 +67,25 @@ class PromptFormer(nn.Module):
         projected = self.attribute_projection(attributes, prepared)  # (b, n_attributes, vision_width)
         query = self.query(self.token_norm(prepared))
         key = self.key(self.attribute_norm(projected))
-        return self.finish(query, key, self.value(projected))
+        return self.finish(attend(query, key, self.value(projected), self.n_heads))
 
-    def finish(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend, feed forward and pool."""
-        attended = self.output(attend(query, key, value, self.n_heads))  # (b, n_patches, vision_width)
+    def keys_and_values(self, attributes: Tensor) -> KeysAndValues:
+        """Return keys and values (n_attributes, vision_width)."""
+
+        def make(rows: Tensor) -> tuple[Tensor, Tensor]:
+            projected = self.attribute_projection.project(rows)
+            return self.key(self.attribute_norm(projected)), self.value(projected)
+
+        return in_rows(make, attributes)
+
+    def answer(self, prepared: Tensor, shared: KeysAndValues, *, keys_at_once: int | None = None) -> Tensor:
+        """Return the prompts (b, n_prompts, vision_width)."""
+        query = self.query(self.token_norm(prepared))
+        return self.finish(attend_to_shared(query, shared, self.n_heads, keys_at_once=keys_at_once))
+
+    def finish(self, mixed: Tensor) -> Tensor:
+        """Project, feed forward and pool what the attention returned (b, n_patches, vision_width)."""
+        attended = self.output(mixed)
         hidden, gate = self.gate_and_value(self.feed_forward_norm(attended)).chunk(2, dim=-1)
         refined = attended + self.contract(hidden * F.gelu(gate))
         return pool_tokens(refined, self.n_prompts)
@@ -96,6 +118,21 @@ class NarrowPromptFormer(nn.Module):
         projected = self.attribute_projection(attributes, prepared)  # (b, n_attributes, bottleneck_width)
         key = self.key(F.layer_norm(projected, projected.shape[-1:]))
         prompts: Tensor = self.output(attend(self.query(prepared), key, self.value(projected), self.n_heads))
+        return prompts
+
+    def keys_and_values(self, attributes: Tensor) -> KeysAndValues:
+        """Return keys and values (n_attributes, bottleneck_width)."""
+
+        def make(rows: Tensor) -> tuple[Tensor, Tensor]:
+            projected = self.attribute_projection.project(rows)
+            return self.key(F.layer_norm(projected, projected.shape[-1:])), self.value(projected)
+
+        return in_rows(make, attributes)
+
+    def answer(self, prepared: Tensor, shared: KeysAndValues, *, keys_at_once: int | None = None) -> Tensor:
+        """Return the prompts (b, n_prompts, vision_width)."""
+        mixed = attend_to_shared(self.query(prepared), shared, self.n_heads, keys_at_once=keys_at_once)
+        prompts: Tensor = self.output(mixed)
         return prompts
 
 
@@ -139,7 +176,24 @@ class LoraPromptFormer(nn.Module):
         query = frozen.query(prepared) + self.query_pair(prepared)
         key = frozen.key(normalised[:1]) + self.key_pair(normalised)
         value = frozen.value(projected[:1]) + self.value_pair(projected)
-        return frozen.finish(query, key, value)
+        return frozen.finish(attend(query, key, value, frozen.n_heads))
+
+    def keys_and_values(self, attributes: Tensor) -> KeysAndValues:
+        """Return keys and values (n_attributes, vision_width)."""
+        frozen = self.frozen
+
+        def make(rows: Tensor) -> tuple[Tensor, Tensor]:
+            projected = frozen.attribute_projection.project(rows)
+            normalised = frozen.attribute_norm(projected)
+            key = frozen.key(normalised) + self.key_pair(normalised)
+            return key, frozen.value(projected) + self.value_pair(projected)
+
+        return in_rows(make, attributes)
+
+    def answer(self, prepared: Tensor, shared: KeysAndValues, *, keys_at_once: int | None = None) -> Tensor:
+        """Return the prompts (b, n_prompts, vision_width)."""
+        query = self.frozen.query(prepared) + self.query_pair(prepared)
+        return self.frozen.finish(attend_to_shared(query, shared, self.frozen.n_heads, keys_at_once=keys_at_once))
 
 
 def build_promptformer(config: PromptConfig, *, vision_width: int, joint_width: int) -> nn.Module:
@@ -171,17 +225,6 @@ def initialise(module: nn.Module, seed: int) -> None:
             layer.weight.copy_(torch.from_numpy(gain * weight))
             if layer.bias is not None:
                 layer.bias.zero_()
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, n_heads: int) -> Tensor:
-    """Return multi-head attention of (b, q, width) over (b, k, width), before the output projection."""
-
-    def split(tokens: Tensor) -> Tensor:
-        by_head = tokens.reshape(*tokens.shape[:-1], n_heads, tokens.shape[-1] // n_heads)
-        return by_head.transpose(1, 2)  # (b, n_heads, n, head_width)
-
-    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value))
-    return mixed.transpose(1, 2).flatten(2)
 
 
 def pool_tokens(tokens: Tensor, n_prompts: int) -> Tensor:

@@ -29,7 +29,11 @@ class SharedLinear(nn.Linear):
             samples: any tensor with the batch in front; only its length b counts. It comes last because Opacus reads
                 the batch size off a layer's last input.
         """
-        return F.linear(shared, self.weight, self.bias).expand(len(samples), -1, -1)
+        return self.project(shared).expand(len(samples), -1, -1)
+
+    def project(self, shared: Tensor) -> Tensor:
+        """Return the output (n, out_features) once, where no gradient by sample is asked for."""
+        return F.linear(shared, self.weight, self.bias)
 
 
 def shared_linear_grad_sample(

@@ -218,12 +218,15 @@ def _losses(config: ClientConfig, prompts: Prompts, datasets: Sequence[ImageData
     """The loss of every image (n,) under a module; nothing is written, not even to the cache."""
     import torch  # noqa: PLC0415 - a refusal needs no torch
 
-    from fedmvp.client.trainer import choose_device  # noqa: PLC0415
+    from fedmvp.client.trainer import choose_device, tower_options_of  # noqa: PLC0415
     from fedmvp.model.from_policy import build_prompted_model  # noqa: PLC0415
     from fedmvp.model.parameters import set_vector  # noqa: PLC0415
 
     model = build_prompted_model(
-        prompts.policy, device=choose_device(config.compute.device), checkpoint=config.compute.checkpoint
+        prompts.policy,
+        device=choose_device(config.compute.device),
+        options=tower_options_of(config.compute),
+        checkpoint=config.compute.checkpoint,
     )
     try:
         set_vector(model, prompts.parameters)

@@ -15,12 +15,13 @@ from fedmvp.client.progress import shown
 from fedmvp.data.dataset import ImageDataset, image_folder, manifest
 from fedmvp.data.source import ImageFiles
 from fedmvp.errors import UserError
+from fedmvp.model.compute import Precision, TowerOptions, compute_reproducibly
 from fedmvp.model.feature_cache import FeatureCache, open_feature_cache
 from fedmvp.model.feature_records import FeatureLimits, gather_features
 from fedmvp.model.from_policy import build_prompted_model
 from fedmvp.model.parameters import get_vector
 from fedmvp.study.cache_key import CACHE_KEY_FILE
-from fedmvp.study.config import ClientConfig
+from fedmvp.study.config import ClientConfig, ComputeSection
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.from_policy import build_local_trainer
 from fedmvp.training.local import LocalTrainer
@@ -68,9 +69,12 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     """
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
+    if config.compute.deterministic:
+        compute_reproducibly()
     model = build_prompted_model(
         policy,
         device=choose_device(config.compute.device),
+        options=tower_options_of(config.compute),
         checkpoint=config.compute.checkpoint,
         cache_dir=config.compute.cache_dir,
         announce=log.info,
@@ -90,6 +94,16 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     initial = get_vector(model)
     patients = dataset.patients if policy.privacy.unit == "patient" else None
     return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger, patients=patients), initial)
+
+
+def tower_options_of(compute: ComputeSection) -> TowerOptions:
+    """Return how a site's frozen tower runs."""
+    return TowerOptions(
+        precision=Precision(compute.precision),
+        channels_last=compute.channels_last,
+        compile=compute.compile,
+        activation_checkpointing=compute.activation_checkpointing,
+    )
 
 
 def feature_cache_of(config: ClientConfig) -> FeatureCache | None:

@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmvp.errors import UserError
 from fedmvp.model.clip_library import ResidualAttentionBlock, VisionTransformer
+from fedmvp.model.compute import (
+    GRADIENT_SCALE,
+    BlockRunner,
+    Precision,
+    TowerOptions,
+    autocast,
+    preferred_precision,
+    scale_gradient,
+)
 
 _HASH_TAG = b"fedmvp/backbone-state/v1"
 _SENTENCES_AT_ONCE = 256
+
+_LEAST_AGREEMENT = 0.999
+"""Cosine between features in float16 and in float32; bfloat16, which everybody trains with, stays above it too."""
+
+log = structlog.get_logger("fedmvp.model")
 
 
 class Tokenizer(Protocol):
@@ -45,6 +60,7 @@ class Backbone:
         image_mean: channel means that images are normalised with, in [0, 1].
         image_std: channel deviations that images are normalised with.
         device: where the tower runs.
+        options: how it runs.
 
     Raises:
         UserError: the vision tower has no class token.
@@ -59,6 +75,7 @@ class Backbone:
         image_mean: Sequence[float],
         image_std: Sequence[float],
         device: torch.device | str = "cpu",
+        options: TowerOptions | None = None,
     ) -> None:
         visual = model.visual
         if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
@@ -75,6 +92,13 @@ class Backbone:
         self._clip: Any = self.model
         self._tokenizer = tokenizer
         self._state_hash: str | None = None
+        options = options or TowerOptions()
+        self._run_block = BlockRunner(options)
+        self._pixel_format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self._visual.conv1.to(memory_format=self._pixel_format)
+        self._precision = options.precision
+        if options.precision is Precision.AUTO:
+            self._precision = self._safe_precision(preferred_precision(self.device))
 
     def __repr__(self) -> str:
         return (
@@ -141,19 +165,18 @@ class Backbone:
     @property
     def precision(self) -> str:
         """What the frozen tower computes in."""
-        return "bfloat16" if self.device.type == "cuda" else "float32"
+        return str(self._precision)
 
     def frozen_compute(self) -> AbstractContextManager[Any]:
-        """Return the context the frozen tower runs in: bfloat16 autocast on a CUDA device, nothing elsewhere."""
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return nullcontext()
+        """Return the context the frozen tower runs in: autocast to its precision."""
+        return autocast(self.device, self._precision)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (b, 3, s, s) as the float input of the tower, on its device."""
         mean = torch.tensor(self.image_mean, device=self.device).view(1, 3, 1, 1)
         std = torch.tensor(self.image_std, device=self.device).view(1, 3, 1, 1)
-        return (images.to(self.device).float() / 255.0 - mean) / std
+        pixels = images.to(self.device, non_blocking=True).float()
+        return ((pixels / 255.0 - mean) / std).contiguous(memory_format=self._pixel_format)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Return class token and patches with their positions, before `ln_pre`: (b, 1 + n_patches, vision_width)."""
@@ -173,7 +196,7 @@ class Backbone:
         transformer = self._visual.transformer
         states: Tensor = tokens if transformer.batch_first else tokens.transpose(0, 1)
         for block in transformer.resblocks[:stop]:
-            states = block(states)
+            states = self._run_block(block, states)
         return states if transformer.batch_first else states.transpose(0, 1)
 
     def project(self, class_token: Tensor) -> Tensor:
@@ -183,9 +206,40 @@ class Backbone:
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Return zero-shot CLIP's normalised features (b, joint_width) of normalised pixels."""
-        with torch.no_grad(), self.frozen_compute():
-            tokens = self.run_blocks(self.enter(self.embed(pixels)))
-            return self.project(tokens[:, 0])
+        _, leaving = self.tokens_of(pixels)
+        with torch.no_grad():
+            return self.project(leaving[:, 0])
+
+    @torch.no_grad()
+    def tokens_of(self, pixels: Tensor, *, stop: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the tokens of images as they enter the tower and as they leave its blocks, float32.
+
+        Images that overflow in float16 are computed again in float32.
+
+        Args:
+            pixels: normalised images (b, 3, s, s).
+            stop: as for `run_blocks`.
+
+        Returns:
+            Before `ln_pre` and after the blocks, each (b, 1 + n_patches, vision_width).
+        """
+        embedded, leaving = self._tokens_of(pixels, stop, self._precision)
+        if self._precision is Precision.FLOAT16 and not bool(leaving.isfinite().all() & embedded.isfinite().all()):
+            embedded, leaving = self._tokens_of(pixels, stop, Precision.FLOAT32)
+        return embedded, leaving
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Run tokens (b, n, vision_width) from before `ln_pre` to the normalised feature (b, joint_width), float32.
+
+        Gradients flow through the tower to the tokens.
+        """
+        in_float16 = self._precision is Precision.FLOAT16
+        if in_float16:
+            tokens = scale_gradient(tokens, 1 / GRADIENT_SCALE)
+        with self.frozen_compute():
+            leaving = self.run_blocks(self.enter(tokens))
+        class_token = leaving[:, 0].float()
+        return self.project(scale_gradient(class_token, GRADIENT_SCALE) if in_float16 else class_token)
 
     def encode_sentences(self, sentences: Sequence[str]) -> Tensor:
         """Return the normalised features (n, joint_width) of sentences, float32 on the backbone's device.
@@ -225,10 +279,33 @@ class Backbone:
                     remedy="shorten the attribute in [task] of the policy",
                 )
 
+    def _tokens_of(self, pixels: Tensor, stop: int | None, precision: Precision) -> tuple[Tensor, Tensor]:
+        with autocast(self.device, precision):
+            embedded = self.embed(pixels)
+            leaving = self.run_blocks(self.enter(embedded), stop=stop)
+        return embedded.float(), leaving.float()
+
+    def _safe_precision(self, preferred: Precision) -> Precision:
+        """Return float16 only for a tower that gives about the same features in it, seen on invented images."""
+        if preferred is not Precision.FLOAT16:
+            return preferred
+        draws = torch.Generator().manual_seed(0)
+        pixels = torch.randn(4, 3, self.image_size, self.image_size, generator=draws).to(self.device)
+        with torch.no_grad():
+            found = [
+                self.project(self._tokens_of(pixels, None, precision)[1][:, 0])
+                for precision in (Precision.FLOAT16, Precision.FLOAT32)
+            ]
+        agreement = float((found[0] * found[1]).sum(dim=-1).min())
+        if agreement > _LEAST_AGREEMENT:  # false where it is not a number
+            return Precision.FLOAT16
+        log.info("the tower runs in float32: float16 changes its features", backbone=self.name)
+        return Precision.FLOAT32
+
     def _encode_in_parts(self, sentences: Sequence[str]) -> Iterator[Tensor]:
         for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
             part = list(sentences[start : start + _SENTENCES_AT_ONCE])
             ids = self._tokenizer(part, context_length=int(self._clip.context_length)).to(self.device)
-            with torch.no_grad(), self.frozen_compute():
+            with torch.no_grad():  # in float32 everywhere: once a study, and the classifier is every site's
                 features = self._clip.encode_text(ids)
             yield F.normalize(features.float(), dim=-1)

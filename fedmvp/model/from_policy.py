@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedmvp.model.attributes import build_attribute_bank
+from fedmvp.model.compute import TowerOptions
 from fedmvp.model.loading import BackboneSpec, load_backbone
 from fedmvp.model.prompt_config import Injection, NeutralStart, PromptConfig, Variant
 from fedmvp.model.prompted import PromptedModel
@@ -51,6 +52,7 @@ def build_prompted_model(
     policy: StudyPolicy,
     *,
     device: torch.device | str = "cpu",
+    options: TowerOptions | None = None,
     checkpoint: Path | None = None,
     cache_dir: Path | None = None,
     announce: Callable[[str], None] | None = None,
@@ -60,6 +62,7 @@ def build_prompted_model(
     Args:
         policy: the verified policy.
         device: where everything runs.
+        options: how the frozen tower runs.
         checkpoint: this site's own file with the backbone's weights.
         cache_dir: where attribute features are kept.
         announce: called with one line before each step that may take long.
@@ -69,7 +72,7 @@ def build_prompted_model(
     """
     say = announce or (lambda _line: None)
     say(f"loading backbone {policy.model.backbone}")
-    backbone = load_backbone(backbone_spec_of(policy, checkpoint=checkpoint), device=device)
+    backbone = load_backbone(backbone_spec_of(policy, checkpoint=checkpoint), device=device, options=options)
     say("encoding attributes")
     bank = build_attribute_bank(backbone, task_of(policy), cache_dir=cache_dir)
     return PromptedModel(backbone, bank, prompt_config_of(policy))

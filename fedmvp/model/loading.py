@@ -16,6 +16,7 @@ from torch import nn
 from fedmvp.errors import UserError
 from fedmvp.model.backbone import Backbone
 from fedmvp.model.clip_library import open_clip
+from fedmvp.model.compute import TowerOptions
 from fedmvp.model.embedded import EMBEDDED_WEIGHTS, build_clip, load_embedded
 from fedmvp.model.supported import EMBEDDED_NAME, require_supported
 
@@ -40,14 +41,22 @@ class BackboneSpec:
     checkpoint: Path | None = None
 
 
-def load_backbone(spec: BackboneSpec, *, device: torch.device | str = "cpu") -> Backbone:
+def load_backbone(
+    spec: BackboneSpec, *, device: torch.device | str = "cpu", options: TowerOptions | None = None
+) -> Backbone:
     """Load a backbone with its weights, frozen, in evaluation mode.
+
+    Args:
+        spec: which.
+        device: where the tower runs.
+        options: how it runs.
 
     Raises:
         UserError: unknown or unsupported architecture, unknown tag, weights that cannot be fetched or read, weights of
             another architecture, or a state hash that is not the pinned one.
     """
-    backbone = _embedded(spec, device) if spec.name == EMBEDDED_NAME else _from_open_clip(spec, device)
+    place = _Place(device, options)
+    backbone = _embedded(spec, place) if spec.name == EMBEDDED_NAME else _from_open_clip(spec, place)
     if spec.sha256 and spec.sha256 != backbone.state_hash():
         raise UserError(
             f"the weights of backbone '{spec.name}' have hash {backbone.state_hash()}, the policy pins {spec.sha256}",
@@ -57,7 +66,12 @@ def load_backbone(spec: BackboneSpec, *, device: torch.device | str = "cpu") -> 
 
 
 def random_backbone(
-    model_config: dict[str, Any], *, seed: int, name: str = "random", device: torch.device | str = "cpu"
+    model_config: dict[str, Any],
+    *,
+    seed: int,
+    name: str = "random",
+    device: torch.device | str = "cpu",
+    options: TowerOptions | None = None,
 ) -> Backbone:
     """Build a backbone with random weights: for shape checks and tests, never for a study.
 
@@ -66,30 +80,39 @@ def random_backbone(
         seed: seed of the weights; the caller's random state is left as it was.
         name: the name shown to people.
         device: where the tower runs.
+        options: how it runs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_clip(model_config)
-    return _wrap(model, name=name, tag_config={}, model_config=model_config, device=device)
+    return _wrap(model, name=name, tag_config={}, model_config=model_config, place=_Place(device, options))
 
 
-def _embedded(spec: BackboneSpec, device: torch.device | str) -> Backbone:
+@dataclass(frozen=True)
+class _Place:
+    """Where and how the tower runs."""
+
+    device: torch.device | str
+    options: TowerOptions | None
+
+
+def _embedded(spec: BackboneSpec, place: _Place) -> Backbone:
     if spec.pretrained not in {"", EMBEDDED_TAG}:
         raise UserError(
             f"backbone '{EMBEDDED_NAME}' has no weights called '{spec.pretrained}'",
             remedy=f'set [model] pretrained = "{EMBEDDED_TAG}"',
         )
     model, model_config = load_embedded(spec.checkpoint or EMBEDDED_WEIGHTS)
-    return _wrap(model, name=EMBEDDED_NAME, tag_config=model_config, model_config=model_config, device=device)
+    return _wrap(model, name=EMBEDDED_NAME, tag_config=model_config, model_config=model_config, place=place)
 
 
-def _from_open_clip(spec: BackboneSpec, device: torch.device | str) -> Backbone:
+def _from_open_clip(spec: BackboneSpec, place: _Place) -> Backbone:
     model_config = require_supported(spec.name)
     tag_config = _tag_config(spec)
     weights = spec.checkpoint or _fetch(spec, tag_config)
     model = build_clip(model_config, quick_gelu=bool(tag_config.get("quick_gelu", False)) or None)
     _read_weights(model, weights, spec.name)
-    return _wrap(model, name=spec.name, tag_config=tag_config, model_config=model_config, device=device)
+    return _wrap(model, name=spec.name, tag_config=tag_config, model_config=model_config, place=place)
 
 
 def _tag_config(spec: BackboneSpec) -> dict[str, Any]:
@@ -137,7 +160,7 @@ def _read_weights(model: nn.Module, weights: Path, name: str) -> None:
 
 
 def _wrap(
-    model: nn.Module, *, name: str, tag_config: dict[str, Any], model_config: dict[str, Any], device: torch.device | str
+    model: nn.Module, *, name: str, tag_config: dict[str, Any], model_config: dict[str, Any], place: _Place
 ) -> Backbone:
     tokenizer = open_clip.SimpleTokenizer(context_length=model_config["text_cfg"].get("context_length", 77))
     return Backbone(
@@ -146,5 +169,6 @@ def _wrap(
         name=name,
         image_mean=tag_config.get("mean", open_clip.OPENAI_DATASET_MEAN),
         image_std=tag_config.get("std", open_clip.OPENAI_DATASET_STD),
-        device=device,
+        device=place.device,
+        options=place.options,
     )

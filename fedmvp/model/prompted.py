@@ -86,12 +86,9 @@ class PromptedModel(nn.Module):
             input injection `tokens` (b, 1 + n_patches, vision_width).
         """
         backbone = self.backbone
-        with backbone.frozen_compute():
-            embedded = backbone.embed(pixels)
-            reached = backbone.run_blocks(backbone.enter(embedded), stop=-1 if self._last_block else None)
+        embedded, entering = backbone.tokens_of(pixels, stop=-1 if self._last_block else None)
         if self._last_block is None:
-            return {"zero_shot": backbone.project(reached[:, 0].float()), "tokens": embedded.float()}
-        entering = reached.float()
+            return {"zero_shot": backbone.project(entering[:, 0]), "tokens": embedded}
         prepared = as_prompt_module(self.promptformer).prepare(entering[:, 1:])
         summary = self._last_block.summarise(entering)
         return {"zero_shot": self._last_block.without_prompts(summary), "prepared": prepared, **summary}
@@ -194,9 +191,7 @@ class PromptedModel(nn.Module):
             return self._last_block(make_prompts(features["prepared"]), dict(features))
         tokens, backbone = features["tokens"], self.backbone
         prompts = make_prompts(as_prompt_module(self.promptformer).prepare(tokens[:, 1:]))
-        with backbone.frozen_compute():
-            leaving = backbone.run_blocks(backbone.enter(torch.cat([tokens, prompts], dim=1)))
-        return backbone.project(leaving[:, 0].float())
+        return backbone.finish(torch.cat([tokens, prompts], dim=1))
 
 
 def summary_identity(config: PromptConfig) -> str:

@@ -229,6 +229,9 @@ def initialise(module: nn.Module, seed: int) -> None:
 
 def pool_tokens(tokens: Tensor, n_prompts: int) -> Tensor:
     """Average tokens (b, n, width) in raster order down to (b, n_prompts, width)."""
+    if torch.are_deterministic_algorithms_enabled():  # the pool's own way back has no such algorithm on CUDA
+        each = torch.eye(tokens.shape[1], dtype=tokens.dtype, device=tokens.device)[None]
+        return F.adaptive_avg_pool1d(each, n_prompts)[0].T @ tokens
     return F.adaptive_avg_pool1d(tokens.transpose(1, 2), n_prompts).transpose(1, 2)
 
 

@@ -178,6 +178,13 @@ class ComputeSection(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto, cpu, mps, cuda or cuda:N"
     )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="what the frozen tower computes in"
+    )
+    channels_last: bool = Field(default=False, description="lay images out with the channels last")
+    compile: bool = Field(default=False, description="compile the frozen tower")
+    activation_checkpointing: bool = Field(default=False, description="save memory in the tower for time")
+    deterministic: bool = Field(default=False, description="the same bits in every run, but for noise and sampling")
     threads: int = Field(default=0, ge=0, le=4096, description="CPU threads; 0 leaves the choice to torch")
     cache_dir: FilePath = Field(default=Path("cache"), description="sealed frozen features, attribute banks")
     cache_max_gb: float = Field(default=20.0, ge=0, allow_inf_nan=False, description="most GB of features on disk")

@@ -143,6 +143,11 @@ epsilon_max = {epsilon_max}               # the most these records may ever spen
 
 [compute]
 device = "auto"                 # auto, cpu, mps, cuda or cuda:N
+precision = "auto"              # of the frozen tower: "float32", "bfloat16", "float16"; auto takes the device's fastest
+channels_last = false           # another layout of pixels: try it on a GPU
+compile = false                 # compile the frozen tower: a minute at the start, for long runs on a GPU
+activation_checkpointing = false  # less memory for injection = "input", more time
+deterministic = false           # for experiments: the same bits in every run, but for noise and sampling
 threads = 0                     # 0 = torch decides
 cache_dir = "cache"             # features of your images, encrypted with cache.key beside your other keys
 cache_max_gb = 20.0             # of features on disk; 0 keeps none and computes them in every run

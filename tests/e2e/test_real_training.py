@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def test_nothing_the_server_receives_holds_a_trained_update(trained: tuple[Feder
     vectors = logged_vectors(folder)
 
     assert {key: windows_found(made, vector, received) for key, vector in vectors.items()} == dict.fromkeys(vectors, 0)
+
+
+def test_features_stay_sealed_at_the_site_and_their_key_is_never_sent(trained: tuple[Federation, Path, bytes]) -> None:
+    made, _, received = trained
+    for config in made.study.site_configs.values():
+        key = config.parent / "cache.key"
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        assert key.read_bytes() not in received
+        assert len(list((config.parent / "cache").glob("*.sealed"))) == 2  # what the tower says, and the anchors
 
 
 def start_of(made: Federation) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from fedmvp.data.source import PixelTensor
 from fedmvp.errors import UserError
 from fedmvp.evaluation.accuracy import prompted_accuracy, zero_shot_accuracy
+from fedmvp.model.compute import compute_reproducibly
 from fedmvp.model.feature_records import FeatureLimits, FeatureRecords, gather_features
 from fedmvp.model.features import FrozenFeatures, extract_features
 from fedmvp.model.parameters import dimension, get_vector
@@ -207,3 +208,29 @@ def test_a_private_round_on_records_that_do_not_fit_in_memory_runs_and_is_noised
     assert not records.in_memory
     trainer = LocalTrainer.for_prompts(model, records, labels, training=SLOW, privacy=params, ledger=ledger)
     assert (trainer.train_round(get_vector(model)) != 0).all()
+
+
+def test_reproducible_computing_repeats_the_arithmetic_and_neither_noise_nor_sampling(
+    params: PrivacyParameters, ledger: Ledger, unsafe_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    certain = replace(params, mode=Mode.UNSAFE_NO_DP, sample_rate=1.0)
+    compute_reproducibly()
+    try:
+        updates = []
+        for privacy, book in (
+            (certain, unsafe_ledger),
+            (replace(certain, sample_rate=0.5), unsafe_ledger),
+            (params, ledger),
+        ):
+            for _ in range(2):
+                model = tiny_model(Variant.FULL)
+                trainer = LocalTrainer.for_prompts(model, *site(model), training=SLOW, privacy=privacy, ledger=book)
+                updates.append(trainer.train_round(get_vector(model)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+    assert np.array_equal(updates[0], updates[1])
+    assert not np.array_equal(updates[2], updates[3])  # sampled anew
+    assert (updates[4] != updates[5]).all()  # noise is fresh

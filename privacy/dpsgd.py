@@ -7,7 +7,7 @@ two releases than one release is charged for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from privacy.distributed import noisy_sum
 from privacy.errors import PrivacyRefused
+from privacy.gradient_sums import GradientSums, clipped_sums
 from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters, Unit
 from privacy.optimizer import NoisyOptimizer, Units
@@ -23,13 +24,11 @@ from privacy.per_sample import (
     PROBED_RECORDS,
     Batch,
     LossPerSample,
-    backward,
     check_decomposable,
-    check_structure,
-    compute_losses,
+    evaluating,
     per_sample_hooks,
-    trainable_parameters,
 )
+from privacy.ranks import LeadingRank
 from privacy.sampling import PoissonSampler
 
 _PROBE_SEED = 0  # fixed and public: the same records are invented at every site
@@ -37,7 +36,7 @@ _PROBE_SEED = 0  # fixed and public: the same records are invented at every site
 __all__ = ["Batch", "DpSgdEngine", "LossPerSample", "check_decomposable"]
 
 
-class DpSgdEngine:
+class DpSgdEngine(GradientSums):
     """Trains the trainable parameters of a module in place, under the rules of ``params``.
 
     Args:
@@ -48,11 +47,13 @@ class DpSgdEngine:
         learning_rate: of plain SGD, >= 0.
         momentum: of plain SGD, in [0, 1).
         performance: memory and speed only.
+        ranks: the other processes of this site, which compute parts of each batch; None where there are none.
 
     Raises:
         TypeError: ``params`` or ``ledger`` is not what it must be.
         ValueError: the module's structure does not permit per-sample gradients.
-        PrivacyError: the ledger is closed, read-only or does not fit the parameters.
+        PrivacyError: the ledger is closed, read-only or does not fit the parameters, or a process of this site trains
+            otherwise.
     """
 
     def __init__(
@@ -65,21 +66,20 @@ class DpSgdEngine:
         learning_rate: float,
         momentum: float = 0.0,
         performance: PerformanceParameters | None = None,
+        ranks: LeadingRank | None = None,
     ) -> None:
         if not isinstance(params, PrivacyParameters):
             raise TypeError(f"params must be PrivacyParameters, not {type(params).__name__}")
         if not isinstance(ledger, Ledger):
             raise TypeError(f"an engine needs the open Ledger of its dataset, not {type(ledger).__name__}")
         ledger.check_usable(params)
-        check_structure(module)
-        self._module = module
-        self._parameters = trainable_parameters(module)
-        self._loss_per_sample = loss_per_sample
-        self._params = params
+        super().__init__(module, loss_per_sample, params, performance)
         self._ledger = ledger
         self._learning_rate = learning_rate
         self._momentum = momentum
-        self._performance = performance or PerformanceParameters()
+        self._ranks = ranks
+        if ranks is not None:
+            ranks.agree(self.facts())
         # The probe must not see what a server sent later, so it takes place at these parameters, which are public.
         self._initial: list[Tensor] = [parameter.detach().clone() for parameter in self._parameters]
         self._probed = False
@@ -168,9 +168,9 @@ class DpSgdEngine:
             raise ValueError("the parameters to start from are not finite")
         self._ledger.check_affordable(self._params)
         self._count(steps)
-        if not self._probed and self._params.mode in (Mode.RECORD_LOCAL, Mode.RECORD_DISTRIBUTED):
+        if not self._probed and self._clips:
             self._probe(tensors)
-        device, largest = self._parameters[0].device, self._performance.max_physical_batch
+        device, largest = self.device, self.performance.max_physical_batch
         return _Batches(tensors, patients, self._params.sample_rate, device, largest)
 
     def _probe(self, tensors: Batch) -> None:
@@ -179,7 +179,7 @@ class DpSgdEngine:
         On real records, or at parameters that a server chose, the outcome would be a release without a charge: rounding
         at huge parameters makes it depend on the records. Here it depends on shapes and public values only.
         """
-        invented = _invent_records(tensors, self._parameters[0].device)
+        invented = invent_records(tensors, self.device)
         current = [parameter.detach().clone() for parameter in self._parameters]
         try:
             _assign(self._parameters, self._initial)
@@ -199,30 +199,37 @@ class DpSgdEngine:
             optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, optimizer: NoisyOptimizer, batches: _Batches) -> None:
-        """Add the clipped gradients of one logical batch to the optimizer's sum."""
-        for part, units in batches.draw():
-            backward(self._module, self._loss_per_sample, part)
-            optimizer.accumulate(len(part[0]), units)
+        """Add the clipped gradients of one logical batch to the optimizer's sum, whoever computes them."""
+        self._add_clipped(optimizer, batches.draw(self._share()))
+        if self._ranks is not None:
+            totals = self._ranks.add_up(clipped_sums(self._parameters), self._parameters)
+            for parameter, total in zip(self._parameters, totals, strict=True):
+                parameter.summed_grad = total  # type: ignore[attr-defined]
 
-    def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
-        return NoisyOptimizer(optimizer, self._params)
+    def _share(self) -> Share | None:
+        """What leaves this process its part of a batch that it has drawn."""
+        ranks = self._ranks
+        if ranks is None:
+            return None
+        return lambda chosen, sizes: ranks.share(self._parameters, chosen, sizes)
 
     def _run_without_privacy(self, batches: _Batches, steps: int) -> None:
         """The same batches and denominators, neither clipped nor noised."""
-        former = {part: part.training for part in self._module.modules()}
-        self._module.eval()
         optimizer = self._plain_optimizer()
-        for _ in range(steps):
+        with evaluating(self._module):
+            for _ in range(steps):
+                optimizer.zero_grad(set_to_none=True)
+                self._add_plain(batches.draw(self._share()))
+                self._gather_plain()
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            for part, units in batches.draw():
-                losses = compute_losses(self._module, self._loss_per_sample, part)
-                if units is not None:
-                    losses = losses * units.weights.to(losses)
-                (losses.sum() / self._params.expected_batch_size).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for part_of_module, training in former.items():
-            part_of_module.training = training
+
+    def _gather_plain(self) -> None:
+        """Bring the gradients that other processes computed to the parameters of this one."""
+        if self._ranks is not None:
+            totals = self._ranks.add_up([parameter.grad for parameter in self._parameters], self._parameters)
+            for parameter, total in zip(self._parameters, totals, strict=True):
+                parameter.grad = None if total is None else total.to(parameter)
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         if self._optimizer is None:
@@ -250,13 +257,17 @@ class DpSgdEngine:
         self._rounds_charged = self._ledger.rounds_charged
 
 
+Share = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+"""Maps the units of a batch, and how many records each has, to those that this process computes."""
+
+
 class _Batches:
     """Draws Poisson batches of units, in pieces that fit in memory.
 
     Args:
         tensors: the records.
         patients: whose record each one is; None where a record is the unit.
-        sample_rate: of a unit.
+        sample_rate: of a unit; None where the batches are drawn by another process.
         device: where the pieces go.
         largest: most records in a piece.
     """
@@ -265,7 +276,7 @@ class _Batches:
         self,
         tensors: Batch,
         patients: Sequence[int] | None,
-        sample_rate: float,
+        sample_rate: float | None,
         device: torch.device,
         largest: int,
     ) -> None:
@@ -279,11 +290,21 @@ class _Batches:
             order = np.argsort(owners, kind="stable")
             self._records_of = np.split(order, np.cumsum(np.bincount(owners))[:-1]) if len(owners) else []
             n_units = len(self._records_of)
-        self._sampler = PoissonSampler(n_units, sample_rate)
+        self._sampler = None if sample_rate is None else PoissonSampler(n_units, sample_rate)
 
-    def draw(self) -> Iterator[tuple[Batch, Units | None]]:
-        """One Poisson batch in pieces; none if it is empty. Nothing is dropped or cut short."""
+    def draw(self, share: Share | None = None) -> Iterator[tuple[Batch, Units | None]]:
+        """One Poisson batch, or this process's share of it, in pieces; none if it is empty."""
+        if self._sampler is None:
+            raise PrivacyRefused("this process computes what it is told and draws no batches")
         chosen = self._sampler.sample()
+        if share is not None:
+            of_unit = self._records_of
+            sizes = np.ones_like(chosen) if of_unit is None else _lengths(of_unit, chosen)
+            chosen = share(chosen, sizes)
+        yield from self.pieces(chosen)
+
+    def pieces(self, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[Batch, Units | None]]:
+        """These units in pieces that fit. Nothing is dropped or cut short."""
         if self._records_of is None:
             for positions in np.split(chosen, range(self._largest, len(chosen), self._largest)):
                 if len(positions):
@@ -322,6 +343,10 @@ class _Batches:
         return tuple(tensor.index_select(0, index.to(tensor.device)).to(self._device) for tensor in self._tensors)
 
 
+def _lengths(records_of: list[npt.NDArray[np.int64]], chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.array([len(records_of[unit]) for unit in chosen], dtype=np.int64)
+
+
 def _check_data(data: Sequence[Tensor]) -> Batch:
     tensors = tuple(data)
     if not tensors or any(not isinstance(tensor, Tensor) or tensor.dim() < 1 for tensor in tensors):
@@ -331,17 +356,22 @@ def _check_data(data: Sequence[Tensor]) -> Batch:
     return tensors
 
 
-def _invent_records(tensors: Batch, device: torch.device) -> Batch:
+def invent_records(tensors: Batch, device: torch.device, count: int = PROBED_RECORDS) -> Batch:
     """Records of the same widths and types, nothing of them taken from the data.
 
     Floating-point numbers are drawn from a normal distribution with a fixed seed; the rest, such as labels, is zero.
+
+    Args:
+        tensors: the data, of which shapes and types are read.
+        device: where the result goes.
+        count: how many.
     """
     generator = torch.Generator().manual_seed(_PROBE_SEED)
-    return tuple(_invent(tensor, generator).to(device) for tensor in tensors)
+    return tuple(_invent(tensor, generator, count).to(device) for tensor in tensors)
 
 
-def _invent(like: Tensor, generator: torch.Generator) -> Tensor:
-    shape = (PROBED_RECORDS, *like.shape[1:])
+def _invent(like: Tensor, generator: torch.Generator, count: int) -> Tensor:
+    shape = (count, *like.shape[1:])
     if like.dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(like.dtype)
     return torch.zeros(shape, dtype=like.dtype)

@@ -1,23 +1,30 @@
 """The real trainer of a site: its images, frozen features, and DP-SGD on the prompts.
 
-The one module of the client that imports torch; it is imported when a run starts.
+With `fedmvp.client.processes` the one module of the client that imports torch; it is imported when a run starts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedmvp.client.delta import require_small_delta, units_of
-from fedmvp.client.progress import shown
+from fedmvp.client.launch import Launch
+from fedmvp.client.progress import Report, shown
 from fedmvp.data.dataset import ImageDataset, image_folder, manifest
 from fedmvp.data.images import load_images
 from fedmvp.errors import UserError
-from fedmvp.model.features import extract_features
+from fedmvp.model.features import FrozenFeatures, extract_features
 from fedmvp.model.from_policy import build_prompted_model
 from fedmvp.model.parameters import get_vector
+from fedmvp.model.prompted import PromptedModel
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.from_policy import build_local_trainer
@@ -25,6 +32,9 @@ from fedmvp.training.local import LocalTrainer
 from privacy.ledger import Ledger
 
 log = structlog.get_logger("fedmvp.client")
+
+Show = Callable[[str], AbstractContextManager[Report]]
+"""Shows how far a piece of work is; called with what is being done."""
 
 
 class SiteTrainer:
@@ -53,6 +63,27 @@ class SiteTrainer:
         return self._trainer.train_on_grid(parameters, honest_survivors)
 
 
+@dataclass(frozen=True)
+class SiteRecords:
+    """What a process trains on and with.
+
+    Args:
+        model: the policy's model.
+        dataset: the site's images.
+        features: what is frozen about them.
+        labels: class indices (n,).
+    """
+
+    model: PromptedModel
+    dataset: ImageDataset
+    features: FrozenFeatures
+    labels: Tensor = field(repr=False)
+
+    def patients(self, policy: StudyPolicy) -> tuple[str, ...] | None:
+        """Whom each image is of, where the policy's unit is a patient."""
+        return self.dataset.patients if policy.privacy.unit == "patient" else None
+
+
 def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> SiteTrainer:
     """Load the policy's model and the site's images.
 
@@ -64,24 +95,42 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     Raises:
         UserError: an image, the backbone or the device cannot be used.
     """
+    records = read_records(config, policy, choose_device(config.compute.device))
+    initial = get_vector(records.model)
+    trainer = build_local_trainer(
+        policy, records.model, records.features, records.labels, ledger, patients=records.patients(policy)
+    )
+    return SiteTrainer(trainer, initial)
+
+
+def read_records(config: ClientConfig, policy: StudyPolicy, device: str, show: Show = shown) -> SiteRecords:
+    """Load the policy's model and the site's images, and compute what is frozen.
+
+    Args:
+        config: where the images and the cache are.
+        policy: the signed study.
+        device: from `choose_device`.
+        show: shows progress.
+
+    Raises:
+        UserError: an image or the backbone cannot be used.
+    """
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
     cache = config.compute.cache_dir
     model = build_prompted_model(
         policy,
-        device=choose_device(config.compute.device),
+        device=device,
         checkpoint=config.compute.checkpoint,
         cache_dir=cache,
         announce=log.info,
     )
     dataset = _dataset(config, policy)
-    with shown("reading images") as progress:
+    with show("reading images") as progress:
         images, labels = load_images(dataset, model.backbone.image_size, progress=progress)
-    with shown("computing frozen features") as progress:
+    with show("computing frozen features") as progress:
         features = extract_features(model, images, cache_dir=cache, progress=progress)
-    initial = get_vector(model)
-    patients = dataset.patients if policy.privacy.unit == "patient" else None
-    return SiteTrainer(build_local_trainer(policy, model, features, labels, ledger, patients=patients), initial)
+    return SiteRecords(model, dataset, features, labels)
 
 
 def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:
@@ -92,17 +141,20 @@ def _dataset(config: ClientConfig, policy: StudyPolicy) -> ImageDataset:
     return dataset
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(wanted: str, launch: Launch | None = None) -> str:
     """Return the device to compute on, present on this machine.
 
     Args:
         wanted: "cpu", "mps", "cuda" or "cuda:N"; "auto" takes the fastest there is.
+        launch: this process's place among several, of which each takes a GPU of its own.
 
     Raises:
-        UserError: this machine has no such device.
+        UserError: this machine has no such device, or not one for each process.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     apple = torch.backends.mps.is_available()
+    if launch is not None:
+        return _device_of_rank(wanted, launch, gpus)
     if wanted == "auto":
         return "cuda" if gpus else "mps" if apple else "cpu"
     kind, _, number = wanted.partition(":")
@@ -115,4 +167,20 @@ def choose_device(wanted: str) -> str:
     raise UserError(
         f"device {wanted} is not on this machine: {found}",
         remedy='set [compute] device = "auto", or give another --device such as cpu',
+    )
+
+
+def _device_of_rank(wanted: str, launch: Launch, gpus: int) -> str:
+    if wanted == "cpu" or (wanted == "auto" and not gpus):
+        return "cpu"
+    if wanted in {"auto", "cuda"} and gpus >= launch.size:
+        return f"cuda:{launch.rank}"
+    if wanted in {"auto", "cuda"}:
+        raise UserError(
+            f"{launch.size} processes were started for {gpus} GPUs",
+            remedy=f"torchrun --nproc-per-node {max(gpus, 1)}: one process for each GPU",
+        )
+    raise UserError(
+        f"device {wanted} is one device, and {launch.size} processes were started",
+        remedy='set [compute] device = "cuda": process N then takes cuda:N',
     )

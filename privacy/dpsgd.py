@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from privacy.distributed import noisy_sum
 from privacy.errors import PrivacyRefused
-from privacy.gradient_sums import GradientSums, clipped_sums
+from privacy.gradient_sums import GradientSums, take_clipped_sums
 from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters, Unit
 from privacy.optimizer import NoisyOptimizer, Units
@@ -202,7 +202,7 @@ class DpSgdEngine(GradientSums):
         """Add the clipped gradients of one logical batch to the optimizer's sum, whoever computes them."""
         self._add_clipped(optimizer, batches.draw(self._share()))
         if self._ranks is not None:
-            totals = self._ranks.add_up(clipped_sums(self._parameters), self._parameters)
+            totals = self._ranks.add_up(take_clipped_sums(self._parameters), self._parameters)
             for parameter, total in zip(self._parameters, totals, strict=True):
                 parameter.summed_grad = total  # type: ignore[attr-defined]
 

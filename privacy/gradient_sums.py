@@ -62,6 +62,11 @@ class GradientSums:
         return self._parameters[0].device
 
     @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """The trained parameters, in the module's order."""
+        return tuple(self._parameters)
+
+    @property
     def _clips(self) -> bool:
         """Whether gradients are clipped by unit; otherwise the mode protects the whole update, or nothing."""
         return self._params.mode in (Mode.RECORD_LOCAL, Mode.RECORD_DISTRIBUTED)
@@ -87,7 +92,7 @@ class GradientSums:
             with per_sample_hooks(self._module):
                 noisy = self._make_noisy(optimizer)
                 self._add_clipped(noisy, [piece])
-                noisy.take_sum()
+                take_clipped_sums(self._parameters)
                 noisy.zero_grad(set_to_none=True)
         else:
             with evaluating(self._module):
@@ -112,6 +117,9 @@ class GradientSums:
         return NoisyOptimizer(optimizer, self._params)
 
 
-def clipped_sums(parameters: list[nn.Parameter]) -> list[Tensor | None]:
-    """The clipped sums that a :class:`NoisyOptimizer` holds on its parameters."""
-    return [parameter.summed_grad for parameter in parameters]  # type: ignore[attr-defined]
+def take_clipped_sums(parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """Take the clipped sums that a :class:`NoisyOptimizer` holds on its parameters; None where no unit was added."""
+    taken = [parameter.summed_grad for parameter in parameters]  # type: ignore[attr-defined]
+    for parameter in parameters:
+        parameter.summed_grad = None  # type: ignore[attr-defined]
+    return taken

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from privacy.dpsgd import _Batches, _check_data
 from privacy.errors import PrivacyRefused, RankLost
-from privacy.gradient_sums import GradientSums, clipped_sums
+from privacy.gradient_sums import GradientSums, take_clipped_sums
 from privacy.mechanism import PerformanceParameters, PrivacyParameters
 from privacy.optimizer import NoisyOptimizer
 from privacy.per_sample import LossPerSample, evaluating, per_sample_hooks
@@ -52,7 +52,7 @@ class GradientWorker(GradientSums):
         performance: PerformanceParameters | None = None,
     ) -> None:
         super().__init__(module, loss_per_sample, params, performance)
-        self._tensors = _check_data(data)
+        self.data = _check_data(data)
         self._patients = patients
         self._ranks = ranks
         ranks.agree(self.facts())
@@ -64,7 +64,7 @@ class GradientWorker(GradientSums):
             RankLost: the leading process, or another one, is gone or failed.
         """
         largest = self.performance.max_physical_batch
-        batches = _Batches(self._tensors, self._patients, None, self.device, largest)
+        batches = _Batches(self.data, self._patients, None, self.device, largest)
         while (instruction := self._ranks.next_instruction()).order is not Order.STOP:
             if instruction.order is not Order.SUM:
                 raise PrivacyRefused(f"a computing process was told to {instruction.order.name.lower()}")
@@ -89,8 +89,7 @@ class GradientWorker(GradientSums):
         with per_sample_hooks(self._module):
             noisy = self._make_noisy(optimizer)
             self._add_clipped(noisy, batches.pieces(chosen))
-            sums = clipped_sums(self._parameters)
-            noisy.take_sum()
+            sums = take_clipped_sums(self._parameters)
             noisy.zero_grad(set_to_none=True)
         return sums
 

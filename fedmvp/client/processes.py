@@ -19,7 +19,14 @@ import torch
 from fedmvp import __version__
 from fedmvp.client.launch import Launch
 from fedmvp.client.progress import Report
-from fedmvp.client.trainer import SiteRecords, SiteTrainer, choose_device, read_records
+from fedmvp.client.trainer import (
+    SiteRecords,
+    SiteTrainer,
+    choose_device,
+    memory_request,
+    read_records,
+    tell_memory,
+)
 from fedmvp.client.update_source import SourceFactory
 from fedmvp.data.digest import dataset_digest
 from fedmvp.model.parameters import get_vector
@@ -27,6 +34,7 @@ from fedmvp.study.config import ClientConfig
 from fedmvp.study.credentials import load_study
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.from_policy import build_local_trainer, build_worker
+from fedmvp.training.memory import plan_memory
 from privacy.errors import RanksError
 from privacy.ledger import Ledger
 from privacy.ranks import DATA, ComputingRank, LeadingRank, Order
@@ -35,6 +43,9 @@ log = structlog.get_logger("fedmvp.client")
 
 SHARE_SECONDS = 600.0
 """Longest wait for another process within one batch: all have about equal parts, so minutes mean that one hangs."""
+
+READY = {"ready": b"with room for its share of a batch"}
+"""Stated last: a process that stopped before is missed here, and not in the middle of the first round."""
 
 _LIBRARIES = ("torch", "opacus", "open_clip_torch", "numpy")
 
@@ -76,6 +87,9 @@ def leading(config: ClientConfig, launch: Launch) -> Iterator[SourceFactory]:
             patients=records.patients(policy),
             ranks=ranks,
         )
+        plan = trainer.plan_memory(memory_request(config, launch), logical=records.logical(policy) / launch.size)
+        tell_memory(plan, records.model)
+        ranks.agree(READY)
         return SiteTrainer(trainer, initial)
 
     try:
@@ -107,9 +121,13 @@ def compute(config: ClientConfig, launch: Launch) -> None:
     if ranks.next_instruction().order is Order.PREPARE:
         records = read_records(config, policy, device, _unseen)
         ranks.agree(site_facts(policy, records))
-        build_worker(
+        worker = build_worker(
             policy, records.model, records.features, records.labels, ranks, patients=records.patients(policy)
-        ).serve()
+        )
+        logical = records.logical(policy) / launch.size
+        plan_memory(worker, worker.data, memory_request(config, launch), logical=logical)
+        ranks.agree(READY)
+        worker.serve()
     ranks.close()
 
 

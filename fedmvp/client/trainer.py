@@ -27,8 +27,10 @@ from fedmvp.model.parameters import get_vector
 from fedmvp.model.prompted import PromptedModel
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.policy import StudyPolicy
+from fedmvp.training.free_memory import GIB
 from fedmvp.training.from_policy import build_local_trainer
 from fedmvp.training.local import LocalTrainer
+from fedmvp.training.memory import MemoryPlan, MemoryRequest
 from privacy.ledger import Ledger
 
 log = structlog.get_logger("fedmvp.client")
@@ -83,6 +85,11 @@ class SiteRecords:
         """Whom each image is of, where the policy's unit is a patient."""
         return self.dataset.patients if policy.privacy.unit == "patient" else None
 
+    def logical(self, policy: StudyPolicy) -> float:
+        """How many records a whole batch is expected to have, for the size of its pieces."""
+        units = units_of(policy, self.dataset)
+        return policy.privacy.expected_batch_size * len(self.dataset) / units
+
 
 def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> SiteTrainer:
     """Load the policy's model and the site's images.
@@ -93,14 +100,38 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
         ledger: the open ledger of these images.
 
     Raises:
-        UserError: an image, the backbone or the device cannot be used.
+        UserError: an image, the backbone or the device cannot be used, or the device has too little memory.
     """
     records = read_records(config, policy, choose_device(config.compute.device))
     initial = get_vector(records.model)
     trainer = build_local_trainer(
         policy, records.model, records.features, records.labels, ledger, patients=records.patients(policy)
     )
+    tell_memory(trainer.plan_memory(memory_request(config), logical=records.logical(policy)), records.model)
     return SiteTrainer(trainer, initial)
+
+
+def memory_request(config: ClientConfig, launch: Launch | None = None) -> MemoryRequest:
+    """Return what a site wants of its memory.
+
+    Args:
+        config: a validated client.toml.
+        launch: this process's place among several, which share a processor's memory.
+    """
+    compute, sharers = config.compute, 1 if launch is None else launch.size
+    return MemoryRequest(compute.max_physical_batch, compute.memory_limit_gb, sharers)
+
+
+def tell_memory(plan: MemoryPlan, model: PromptedModel) -> None:
+    """Say, before training, what it will need."""
+    usable = {} if plan.usable is None else {"usable_gb": round(plan.usable / GIB, 2)}
+    log.info(
+        "memory for training",
+        device=str(model.backbone.device),
+        estimated_peak_gb=round(plan.peak / GIB, 2),
+        images_at_once=plan.physical_batch,
+        **usable,
+    )
 
 
 def read_records(config: ClientConfig, policy: StudyPolicy, device: str, show: Show = shown) -> SiteRecords:

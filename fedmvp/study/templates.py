@@ -146,6 +146,8 @@ device = "auto"                 # auto, cpu, mps, cuda or cuda:N
 threads = 0                     # 0 = torch decides
 cache_dir = "cache"             # features of your images: as confidential as the images
 checkpoint = ""                 # local weights of the backbone, where the policy names none
+max_physical_batch = "auto"     # images at once through the model: fewer need less memory and change no result
+memory_limit_gb = 0.0           # most memory of the device for this process; 0 = what is free
 
 [state]
 dir = "state"

@@ -18,6 +18,7 @@ from fedmvp.errors import UserError
 from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.parameters import Vector, get_vector, set_vector
 from fedmvp.model.prompted import PromptedModel
+from fedmvp.training.memory import MemoryPlan, MemoryRequest, plan_memory
 from privacy.distributed import noisy_update
 from privacy.dpsgd import DpSgdEngine, LossPerSample
 from privacy.errors import PrivacyRefused
@@ -126,6 +127,10 @@ class LocalTrainer:
             patients=patients,
             ranks=ranks,
         )
+
+    def plan_memory(self, request: MemoryRequest, *, logical: float) -> MemoryPlan:
+        """Estimate what training needs before it begins; arguments and errors as of `fedmvp.training.memory`."""
+        return plan_memory(self._engine, self._data, request, logical=logical)
 
     def train_round(self, parameters: Vector) -> Update:
         """Train one round and return what changed.

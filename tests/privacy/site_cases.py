@@ -139,7 +139,7 @@ class BreakableWorker(GradientWorker):
 
     def _compute(self, batches: Any, chosen: np.ndarray) -> list[Tensor | None]:
         if self.broken == DRAWN_EVERYWHERE:
-            chosen = PoissonSampler(len(self._tensors[0]), self._params.sample_rate).sample()
+            chosen = PoissonSampler(len(self.data[0]), self._params.sample_rate).sample()
         if self.broken == STALE:
             self.first = getattr(self, "first", None) or [p.detach().clone() for p in self._parameters]
             dpsgd._assign(self._parameters, self.first)

@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     PROTOCOL = 7
     NETWORK = 8
     AUDIT = 9
+    COMPUTE = 10
 
 
 class UserError(Exception):

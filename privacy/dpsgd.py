@@ -7,7 +7,7 @@ two releases than one release is charged for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,30 +16,23 @@ from torch import Tensor, nn
 
 from privacy.distributed import noisy_sum
 from privacy.errors import PrivacyRefused
+from privacy.gradient_sums import GradientSums, take_clipped_sums
 from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters, Unit
-from privacy.optimizer import NoisyOptimizer, Units
-from privacy.per_sample import (
-    Batch,
-    LossPerSample,
-    Pass,
-    check_decomposable,
-    check_structure,
-    choose_engine,
-    compute_losses,
-    per_sample_pass,
-    trainable_parameters,
-)
-from privacy.records import Data, LookAhead, Records, as_records, invent_records, take_checked
+from privacy.optimizer import NoisyOptimizer
+from privacy.per_sample import Batch, LossPerSample, Pass, check_decomposable, evaluating, per_sample_pass
+from privacy.ranks import LeadingRank
+from privacy.records import Data, LookAhead, Records, as_records, invent_records
 from privacy.sampling import PoissonSampler
+from privacy.unit_batches import Piece, UnitBatches
 
-Piece = tuple[Batch, Units | None]
-"""Part of a batch that fits in memory, and the units of its records; None where each record is one."""
+Draw = Callable[[], Iterator[Piece]]
+"""Draws the next batch and returns what this process computes of it, in pieces."""
 
 __all__ = ["Batch", "DpSgdEngine", "LossPerSample", "check_decomposable"]
 
 
-class DpSgdEngine:
+class DpSgdEngine(GradientSums):
     """Trains the trainable parameters of a module in place, under the rules of ``params``.
 
     Args:
@@ -50,11 +43,13 @@ class DpSgdEngine:
         learning_rate: of plain SGD, >= 0.
         momentum: of plain SGD, in [0, 1).
         performance: memory and speed only.
+        ranks: the other processes of this site, which compute parts of each batch; None where there are none.
 
     Raises:
         TypeError: ``params`` or ``ledger`` is not what it must be.
         ValueError: the module's structure does not permit per-sample gradients.
-        PrivacyError: the ledger is closed, read-only or does not fit the parameters.
+        PrivacyError: the ledger is closed, read-only or does not fit the parameters, or a process of this site trains
+            otherwise.
     """
 
     def __init__(
@@ -67,22 +62,20 @@ class DpSgdEngine:
         learning_rate: float,
         momentum: float = 0.0,
         performance: PerformanceParameters | None = None,
+        ranks: LeadingRank | None = None,
     ) -> None:
         if not isinstance(params, PrivacyParameters):
             raise TypeError(f"params must be PrivacyParameters, not {type(params).__name__}")
         if not isinstance(ledger, Ledger):
             raise TypeError(f"an engine needs the open Ledger of its dataset, not {type(ledger).__name__}")
         ledger.check_usable(params)
-        check_structure(module)
-        self._module = module
-        self._parameters = trainable_parameters(module)
-        self._loss_per_sample = loss_per_sample
-        self._params = params
+        super().__init__(module, loss_per_sample, params, performance)
         self._ledger = ledger
         self._learning_rate = learning_rate
         self._momentum = momentum
-        self._performance = performance or PerformanceParameters()
-        self._per_sample_engine = choose_engine(module, self._performance.per_sample_engine)
+        self._ranks = ranks
+        if ranks is not None:
+            ranks.agree(self.facts())
         # The probe must not see what a server sent later, so it takes place at these parameters, which are public.
         self._initial: list[Tensor] = [parameter.detach().clone() for parameter in self._parameters]
         self._probed = False
@@ -114,12 +107,12 @@ class DpSgdEngine:
         """
         if self._params.mode is Mode.RECORD_DISTRIBUTED:
             raise PrivacyRefused("record-distributed takes no step at a site: call noisy_gradient")
-        batches = self._prepare(data, steps, patients)
+        draw = self._prepare(data, steps, patients)
         try:
             if self._params.mode is Mode.RECORD_LOCAL:
-                self._run_private(batches, steps)
+                self._run_private(draw, steps)
             else:
-                self._run_without_privacy(batches, steps)
+                self._run_without_privacy(draw, steps)
         finally:
             self._left_behind = [parameter.detach().clone() for parameter in self._parameters]
 
@@ -144,12 +137,12 @@ class DpSgdEngine:
         """
         if self._params.mode is not Mode.RECORD_DISTRIBUTED:
             raise PrivacyRefused(f"mode {self._params.mode.value} takes steps at the site: call run")
-        batches = self._prepare(data, 1, patients)
+        draw = self._prepare(data, 1, patients)
         self._left_behind = [parameter.detach().clone() for parameter in self._parameters]
         with per_sample_pass(self._module, self._per_sample_engine) as run:
             optimizer = self._make_noisy(self._plain_optimizer())
             optimizer.zero_grad(set_to_none=True)
-            self._accumulate(optimizer, batches, run)
+            self._accumulate(optimizer, draw(), run)
             clipped_sum = optimizer.take_sum()
             optimizer.zero_grad(set_to_none=True)
         return noisy_sum(clipped_sum, self._params, honest_survivors)
@@ -161,8 +154,8 @@ class DpSgdEngine:
         """
         self._left_behind = []
 
-    def _prepare(self, data: Data, steps: int, patients: Sequence[int] | None) -> LookAhead[Piece]:
-        """Refuse what must be refused before any record is used, and count the steps."""
+    def _prepare(self, data: Data, steps: int, patients: Sequence[int] | None) -> Draw:
+        """Refuse what must be refused before any record is used, count the steps, and return what draws a batch."""
         records = as_records(data)
         if (patients is not None) != (self._params.unit == Unit.PATIENT):
             raise ValueError("patients are given where the unit is a patient, and only there")
@@ -172,11 +165,22 @@ class DpSgdEngine:
             raise ValueError("the parameters to start from are not finite")
         self._ledger.check_affordable(self._params)
         self._count(steps)
-        if not self._probed and self._params.mode in (Mode.RECORD_LOCAL, Mode.RECORD_DISTRIBUTED):
+        if not self._probed and self._clips:
             self._probe(records)
-        device, largest = self._parameters[0].device, self._performance.max_physical_batch
-        batches = _Batches(records, patients, self._params.sample_rate, device, largest)
-        return LookAhead(batches.draw, steps, in_background=not records.at_hand(device))
+        device, largest = self.device, self.performance.max_physical_batch
+        batches = UnitBatches(records, patients, device, largest)
+        sampler = PoissonSampler(batches.n_units, self._params.sample_rate)
+        in_background = not records.at_hand(device)
+        ranks = self._ranks
+        if ranks is None:
+            return LookAhead(lambda: batches.pieces(sampler.sample()), steps, in_background=in_background).draw
+
+        def share() -> Iterator[Piece]:
+            drawn = sampler.sample()  # not ahead of time: the others are told the parameters with their parts
+            chosen = ranks.share(self._parameters, drawn, batches.sizes(drawn))
+            return LookAhead(lambda: batches.pieces(chosen), 1, in_background=in_background).draw()
+
+        return share
 
     def _probe(self, records: Records) -> None:
         """Check the loss once, before any charge: on invented records, at the parameters of construction.
@@ -184,7 +188,7 @@ class DpSgdEngine:
         On real records, or at parameters that a server chose, the outcome would be a release without a charge: rounding
         at huge parameters makes it depend on the records. Here it depends on shapes and public values only.
         """
-        invented = invent_records(records, self._parameters[0].device)
+        invented = invent_records(records, self.device)
         current = [parameter.detach().clone() for parameter in self._parameters]
         try:
             _assign(self._parameters, self._initial)
@@ -194,40 +198,40 @@ class DpSgdEngine:
         self._probed = True
         self._initial = []
 
-    def _run_private(self, batches: LookAhead[Piece], steps: int) -> None:
+    def _run_private(self, draw: Draw, steps: int) -> None:
         with per_sample_pass(self._module, self._per_sample_engine) as run:
             optimizer = self._make_noisy(self._plain_optimizer())
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
-                self._accumulate(optimizer, batches, run)
+                self._accumulate(optimizer, draw(), run)
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def _accumulate(self, optimizer: NoisyOptimizer, batches: LookAhead[Piece], run: Pass) -> None:
-        """Add the clipped gradients of one logical batch to the optimizer's sum."""
-        for part, units in batches.draw():
-            run(self._loss_per_sample, part)
-            optimizer.accumulate(len(part[0]), units)
+    def _accumulate(self, optimizer: NoisyOptimizer, pieces: Iterator[Piece], run: Pass) -> None:
+        """Add the clipped gradients of one logical batch to the optimizer's sum, whoever computes them."""
+        self._add_clipped(optimizer, pieces, run)
+        if self._ranks is not None:
+            totals = self._ranks.add_up(take_clipped_sums(self._parameters), self._parameters)
+            for parameter, total in zip(self._parameters, totals, strict=True):
+                parameter.summed_grad = total  # type: ignore[attr-defined]
 
-    def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
-        return NoisyOptimizer(optimizer, self._params)
-
-    def _run_without_privacy(self, batches: LookAhead[Piece], steps: int) -> None:
+    def _run_without_privacy(self, draw: Draw, steps: int) -> None:
         """The same batches and denominators, neither clipped nor noised."""
-        former = {part: part.training for part in self._module.modules()}
-        self._module.eval()
         optimizer = self._plain_optimizer()
-        for _ in range(steps):
+        with evaluating(self._module):
+            for _ in range(steps):
+                optimizer.zero_grad(set_to_none=True)
+                self._add_plain(draw())
+                self._gather_plain()
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            for part, units in batches.draw():
-                losses = compute_losses(self._module, self._loss_per_sample, part)
-                if units is not None:
-                    losses = losses * units.weights.to(losses)
-                (losses.sum() / self._params.expected_batch_size).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for part_of_module, training in former.items():
-            part_of_module.training = training
+
+    def _gather_plain(self) -> None:
+        """Bring the gradients that other processes computed to the parameters of this one."""
+        if self._ranks is not None:
+            totals = self._ranks.add_up([parameter.grad for parameter in self._parameters], self._parameters)
+            for parameter, total in zip(self._parameters, totals, strict=True):
+                parameter.grad = None if total is None else total.to(parameter)
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         if self._optimizer is None:
@@ -253,77 +257,6 @@ class DpSgdEngine:
             self._optimizer = None  # momentum belongs to the trajectory that is given up
         self._steps_uncharged = uncharged
         self._rounds_charged = self._ledger.rounds_charged
-
-
-class _Batches:
-    """Draws Poisson batches of units, in pieces that fit in memory.
-
-    Args:
-        records: where they come from.
-        patients: whose record each one is; None where a record is the unit.
-        sample_rate: of a unit.
-        device: where the pieces go.
-        largest: most records in a piece.
-    """
-
-    def __init__(
-        self,
-        records: Records,
-        patients: Sequence[int] | None,
-        sample_rate: float,
-        device: torch.device,
-        largest: int,
-    ) -> None:
-        self._records = records
-        self._device = device
-        self._largest = largest
-        self._records_of: list[npt.NDArray[np.int64]] | None = None
-        n_units = len(records)
-        if patients is not None:
-            _, owners = np.unique(np.asarray(patients), return_inverse=True)
-            order = np.argsort(owners, kind="stable")
-            self._records_of = np.split(order, np.cumsum(np.bincount(owners))[:-1]) if len(owners) else []
-            n_units = len(self._records_of)
-        self._sampler = PoissonSampler(n_units, sample_rate)
-
-    def draw(self) -> Iterator[tuple[Batch, Units | None]]:
-        """One Poisson batch in pieces; none if it is empty. Nothing is dropped or cut short."""
-        chosen = self._sampler.sample()
-        if self._records_of is None:
-            for positions in np.split(chosen, range(self._largest, len(chosen), self._largest)):
-                if len(positions):
-                    yield self._take(positions), None
-            return
-        piece: list[npt.NDArray[np.int64]] = []
-        for unit in chosen:
-            records = self._records_of[unit]
-            if piece and sum(map(len, piece)) + len(records) > self._largest:
-                yield self._whole(piece)
-                piece = []
-            if len(records) > self._largest:
-                yield from self._in_parts(records)
-            else:
-                piece.append(records)
-        if piece:
-            yield self._whole(piece)
-
-    def _whole(self, piece: list[npt.NDArray[np.int64]]) -> tuple[Batch, Units]:
-        """Some units with all their records."""
-        owners = np.repeat(np.arange(len(piece)), [len(records) for records in piece])
-        weights = np.concatenate([np.full(len(records), 1 / len(records)) for records in piece])
-        units = Units(torch.from_numpy(owners), torch.from_numpy(weights), len(piece), complete=True)
-        return self._take(np.concatenate(piece)), units
-
-    def _in_parts(self, records: npt.NDArray[np.int64]) -> Iterator[tuple[Batch, Units]]:
-        """One unit with more records than fit in a piece."""
-        parts = np.split(records, range(self._largest, len(records), self._largest))
-        for number, part in enumerate(parts, start=1):
-            weights = torch.full((len(part),), 1 / len(records), dtype=torch.float64)
-            units = Units(torch.zeros(len(part), dtype=torch.int64), weights, 1, complete=number == len(parts))
-            yield self._take(part), units
-
-    def _take(self, positions: npt.NDArray[np.int64]) -> Batch:
-        return take_checked(self._records, positions, self._device)
 
 
 def _assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:

@@ -1,9 +1,10 @@
 """Every refusal of this package, by family.
 
 A :class:`LedgerError` means that the record of what was spent cannot be trusted or written; nothing may be trained or
-released until an operator has looked. A :class:`PrivacyRefused` means that the record is sound and says no.
+released until an operator has looked. A :class:`PrivacyRefused` means that the record is sound and says no. A
+:class:`RanksError` means that the processes of one site do not act as one; the batch at hand is given up.
 """
-# ruff: noqa: N818 - the names say what happened; the two families end in Error
+# ruff: noqa: N818 - the names say what happened; the families end in Error
 
 from __future__ import annotations
 
@@ -102,3 +103,15 @@ class LedgerUnreachable(LedgerError):
 
 class LedgerWriteFailed(LedgerError):
     """A charge could not be made durable (disk full, read-only, I/O error); no token was given out."""
+
+
+class RanksError(PrivacyError):
+    """The processes of one site do not act as one: no batch of theirs may be used, and none was."""
+
+
+class RankLost(RanksError):
+    """A process of this site died, failed or does not answer."""
+
+
+class RanksDisagree(RanksError):
+    """Two processes of this site hold other data, another study or other software."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from privacy.mechanism import PrivacyParameters
 from privacy.noise import gaussian
 from privacy.per_sample import take_gradients
-from privacy.sample_gradients import LARGEST_NORM, Rows, SampleGradients, exact_dtype, joint_norms
+from privacy.sample_gradients import LARGEST_NORM, Rows, SampleGradients, all_true, exact_dtype, joint_norms
 
 Noise = Callable[[int, float], npt.NDArray[np.float64]]
 """Maps a length and a standard deviation to independent normal draws."""
@@ -80,7 +80,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
 
     def _add_clipped(self, gradients: Sequence[SampleGradients]) -> None:
         factors, finite = clipping_factors(joint_norms(gradients), self.max_grad_norm)
-        if not bool(finite.all()):  # zero times infinity is no number: what counts as zero is left out
+        if not all_true(finite):  # zero times infinity is no number: what counts as zero is left out
             records = finite.nonzero().flatten()
             gradients = [gradient.take(records) for gradient in gradients]
             factors = factors[records]

@@ -131,6 +131,18 @@ def _modes_for_training(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While active, every part of a module is in evaluation mode; the former modes come back afterwards."""
+    former = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in former.items():
+            part.training = training
+
+
 def compute_losses(module: nn.Module, loss_per_sample: LossPerSample, batch: Batch) -> Tensor:
     """The losses of a batch, refused unless there is one for each record.
 

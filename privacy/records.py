@@ -108,13 +108,18 @@ def take_checked(records: Records, positions: npt.NDArray[np.int64], device: tor
     return batch
 
 
-def invent_records(records: Records, device: torch.device) -> Batch:
+def invent_records(records: Records, device: torch.device, count: int = PROBED_RECORDS) -> Batch:
     """Return records of the same widths and types, nothing of them taken from the data.
 
     Floating-point numbers are drawn from a normal distribution with a fixed seed; the rest, such as labels, is zero.
+
+    Args:
+        records: whose layout alone is read.
+        device: where the result goes.
+        count: how many.
     """
     generator = torch.Generator().manual_seed(_PROBE_SEED)
-    return tuple(_invent((PROBED_RECORDS, *shape), dtype, generator).to(device) for shape, dtype in records.layout)
+    return tuple(_invent((count, *shape), dtype, generator).to(device) for shape, dtype in records.layout)
 
 
 def _invent(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:

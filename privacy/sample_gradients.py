@@ -85,6 +85,11 @@ def joint_norms(gradients: Sequence[SampleGradients]) -> Tensor:
     return norms
 
 
+def all_true(conditions: Tensor) -> bool:
+    """Whether all of them hold; so on the meta device, where shapes are all there is: the usual case."""
+    return conditions.is_meta or bool(conditions.all())
+
+
 def as_rows(gradient: Tensor) -> Tensor:
     """(B, *shape) as (B, size); also for a scalar parameter and an empty batch."""
     return gradient.reshape(gradient.shape[0], math.prod(gradient.shape[1:]))
@@ -271,7 +276,7 @@ def _norms_of_rows(rows: Tensor) -> Tensor:
     rest = torch.linalg.vector_norm(rows[:, count * _BLOCK :], dim=1, dtype=exact)
     norms = torch.linalg.vector_norm(torch.cat([blocks, rest[:, None]], dim=1), dim=1)
     easy = (norms > _EASY_NORMS[0]) & (norms < _EASY_NORMS[1])
-    return norms if bool(easy.all()) else _token_norms(rows)
+    return norms if all_true(easy) else _token_norms(rows)
 
 
 def _token_norms(tokens: Tensor) -> Tensor:

@@ -233,3 +233,7 @@ def predict(
     from fedmvp.cli.predict import print_predictions  # noqa: PLC0415 - loads torch
 
     print_predictions(images, prompts, checkpoint=checkpoint, device=device, top=top, style=style)
+
+
+if __name__ == "__main__":  # as torchrun starts it: see fedmvp.client.launch
+    main()

@@ -120,6 +120,7 @@ def _from_libraries(error: Exception) -> UserError | None:
         LedgerVersionUnknown,
         NotDecomposable,
         PrivacyRefused,
+        RanksError,
     )
     from secure_agg.errors import SecureAggregationError  # noqa: PLC0415
 
@@ -157,6 +158,12 @@ def _from_libraries(error: Exception) -> UserError | None:
             ExitCode.LEDGER,
         ),
         (LedgerError, "restore the ledger from your backup, and keep the damaged file", ExitCode.LEDGER),
+        (
+            RanksError,
+            "nothing of this round was released; each process says on its own what it found: put that right, give all "
+            "of them the same software, study and images, and start them together again",
+            ExitCode.COMPUTE,
+        ),
         (SecureAggregationError, "see docs/operations.md, 'When a round aborts'", ExitCode.PROTOCOL),
     ]
     for kind, remedy, code in remedies:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmvp.cli.program import say, stdout
+from fedmvp.client.launch import launched
 from fedmvp.client.runner import run_client
 from fedmvp.server.app import run_server
 from fedmvp.server.snapshot import read_snapshot
@@ -32,8 +33,18 @@ def serve(config: ServerConfig) -> None:
 
 
 def participate(config: ClientConfig) -> None:
-    """Take part as a site; errors are those of ``run_client``."""
-    outcome = run_client(config)
+    """Take part as a site, or compute for the process that does; errors are those of ``run_client``."""
+    launch = launched()
+    if launch is None:
+        outcome = run_client(config)
+    else:
+        from fedmvp.client.processes import compute, leading  # noqa: PLC0415 - loads torch
+
+        if not launch.leads:
+            compute(config, launch)
+            return
+        with leading(config, launch) as source_factory:
+            outcome = run_client(config, source_factory=source_factory)
     if outcome.state is not None:
         policy = load_study(config.study).policy
         parameters = outcome.state.parameters

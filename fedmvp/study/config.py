@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, PrivateAttr
 
@@ -22,6 +22,9 @@ from fedmvp.study.documents import Section, keys, nearest, parse_toml, read_docu
 
 VARIABLE_PREFIX = "FEDMVP_"
 OTHER_VARIABLES = frozenset({"FEDMVP_DEBUG", "FEDMVP_CONFIG", "FEDMVP_LOG_LEVEL", "FEDMVP_LOG_FORMAT"})
+
+MAX_PHYSICAL_BATCH = 65536
+"""More images at once than any device holds: catches a mistyped number."""
 
 HOST_PATTERN = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
 
@@ -71,6 +74,12 @@ def is_wildcard(endpoint: str) -> bool:
     except ValueError:
         split_endpoint(endpoint)
         return False
+
+
+def _number_or_auto(value: int | str) -> int | str:
+    if value != "auto" and not (isinstance(value, int) and 1 <= value <= MAX_PHYSICAL_BATCH):
+        raise ValueError(f'write a whole number from 1 to {MAX_PHYSICAL_BATCH}, or "auto"')
+    return value
 
 
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
@@ -191,6 +200,15 @@ class ComputeSection(Section):
     features_max_gb: float = Field(default=4.0, ge=0, allow_inf_nan=False, description="most GB of features in memory")
     checkpoint: Annotated[Path | None, Field(strict=False)] = Field(
         default=None, description="local weights of the backbone"
+    )
+    max_physical_batch: Annotated[int | str, AfterValidator(_number_or_auto)] = Field(
+        default="auto", description="most images at once through the model; auto takes as many as fit in memory"
+    )
+    memory_limit_gb: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="most memory of the device for this process, in 2^30 bytes; 0 takes what is free",
     )
 
 
@@ -323,8 +341,13 @@ def _from_environment(model: type[ServerConfig] | type[ClientConfig], environmen
         if raw is None or raw == "":
             continue
         field = sections[table, key].model_fields[key]
-        found[f"{table}.{key}"] = _number(raw) if field.annotation in {int, float, bool} else raw
+        found[f"{table}.{key}"] = _number(raw) if _may_be_number(field.annotation) else raw
     return found
+
+
+def _may_be_number(annotation: Any) -> bool:
+    """Whether a field takes numbers: alone, or beside words as ``int | str`` does."""
+    return any(kind in (int, float, bool) for kind in (annotation, *get_args(annotation)))
 
 
 def _number(raw: str) -> Any:

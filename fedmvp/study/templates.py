@@ -153,6 +153,8 @@ cache_dir = "cache"             # features of your images, encrypted with cache.
 cache_max_gb = 20.0             # of features on disk; 0 keeps none and computes them in every run
 features_max_gb = 4.0           # of features in memory; what does not fit is read from the cache, or computed
 checkpoint = ""                 # local weights of the backbone, where the policy names none
+max_physical_batch = "auto"     # images at once through the model: fewer need less memory and change no result
+memory_limit_gb = 0.0           # most memory of the device for this process; 0 = what is free
 
 [state]
 dir = "state"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fedmvp.study.policy import StudyPolicy
     from fedmvp.training.local import LocalTrainer, LocalTraining
     from privacy.ledger import Ledger
+    from privacy.ranks import ComputingRank, LeadingRank
+    from privacy.worker import GradientWorker
 
 # torch is imported by the functions that need it: the server's optimizer is asked for by processes that never train.
 
@@ -50,6 +52,7 @@ def build_local_trainer(
     ledger: Ledger,
     *,
     patients: Sequence[Hashable] | None = None,
+    ranks: LeadingRank | None = None,
 ) -> LocalTrainer:
     """Return a site's trainer under a policy.
 
@@ -60,6 +63,7 @@ def build_local_trainer(
         labels: class indices (n,).
         ledger: the open ledger of these images.
         patients: whom each image is of, where the policy's unit is a patient.
+        ranks: the other processes of this site, where there are any.
     """
     from fedmvp.model.parameters import get_vector
     from fedmvp.training.local import LocalTrainer
@@ -72,4 +76,30 @@ def build_local_trainer(
         privacy=policy.privacy_parameters(len(get_vector(model))),
         ledger=ledger,
         patients=patients,
+        ranks=ranks,
+    )
+
+
+def build_worker(
+    policy: StudyPolicy,
+    model: PromptedModel,
+    features: FrozenFeatures | FeatureRecords,
+    labels: Tensor,
+    ranks: ComputingRank,
+    *,
+    patients: Sequence[Hashable] | None = None,
+) -> GradientWorker:
+    """Return what computes for a site's leading process; arguments as of `build_local_trainer`, without a ledger."""
+    from fedmvp.model.parameters import get_vector
+    from fedmvp.training.local import numbered, prompt_records
+    from privacy.worker import GradientWorker
+
+    data, loss_per_sample = prompt_records(model, features, labels)
+    return GradientWorker(
+        model,
+        loss_per_sample,
+        params=policy.privacy_parameters(len(get_vector(model))),
+        data=data,
+        patients=None if patients is None else numbered(patients),
+        ranks=ranks,
     )

@@ -19,11 +19,13 @@ from fedmvp.model.feature_records import FeatureRecords
 from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.parameters import Vector, get_vector, set_vector
 from fedmvp.model.prompted import PromptedModel
+from fedmvp.training.memory import MemoryPlan, MemoryRequest, plan_memory
 from privacy.distributed import noisy_update
 from privacy.dpsgd import DpSgdEngine, LossPerSample
 from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PerSampleEngine, PrivacyParameters
+from privacy.ranks import LeadingRank
 from privacy.records import Data, Records, as_records
 
 Update = NDArray[np.float64]
@@ -87,6 +89,7 @@ class LocalTrainer:
         privacy: mode, noise, sampling, denominators and steps of a round.
         ledger: the open ledger of exactly these records.
         patients: whom each record is of, where the unit is a patient.
+        ranks: the other processes of this site, where there are any.
 
     Raises:
         ValueError: tensors of different lengths, or a module without per-sample gradients.
@@ -103,11 +106,12 @@ class LocalTrainer:
         privacy: PrivacyParameters,
         ledger: Ledger,
         patients: Sequence[Hashable] | None = None,
+        ranks: LeadingRank | None = None,
     ) -> None:
         self._module = module
         self._data = as_records(data)
         self._privacy = privacy
-        self._patients = None if patients is None else _numbered(patients)
+        self._patients = None if patients is None else numbered(patients)
         self._engine = DpSgdEngine(
             module,
             loss_per_sample,
@@ -116,6 +120,7 @@ class LocalTrainer:
             learning_rate=training.learning_rate,
             momentum=training.momentum,
             performance=PerformanceParameters(training.max_physical_batch, training.per_sample_engine),
+            ranks=ranks,
         )
 
     @classmethod
@@ -129,6 +134,7 @@ class LocalTrainer:
         privacy: PrivacyParameters,
         ledger: Ledger,
         patients: Sequence[Hashable] | None = None,
+        ranks: LeadingRank | None = None,
     ) -> LocalTrainer:
         """Build the trainer of a prompted model.
 
@@ -140,25 +146,23 @@ class LocalTrainer:
             privacy: as above.
             ledger: as above.
             patients: as above.
+            ranks: as above.
         """
-        n_classes = len(model.bank.class_names)
-        if len(labels) != len(features) or (
-            len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes
-        ):
-            raise ValueError(f"labels must be one class index below {n_classes} an image")
-        names = model.feature_names
+        data, loss_per_sample = prompt_records(model, features, labels)
+        return cls(
+            model,
+            data,
+            loss_per_sample,
+            training=training,
+            privacy=privacy,
+            ledger=ledger,
+            patients=patients,
+            ranks=ranks,
+        )
 
-        def loss_per_sample(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-            *tensors, targets = batch
-            part = dict(zip(names, tensors, strict=True))
-            return model.loss_per_sample(module(part), part, targets)
-
-        data: Data
-        if isinstance(features, FeatureRecords):
-            data = LabelledRecords(features, labels)
-        else:
-            data = (*features.ordered(names), labels.to(torch.int64))
-        return cls(model, data, loss_per_sample, training=training, privacy=privacy, ledger=ledger, patients=patients)
+    def plan_memory(self, request: MemoryRequest, *, logical: float) -> MemoryPlan:
+        """Estimate what training needs before it begins; arguments and errors as of `fedmvp.training.memory`."""
+        return plan_memory(self._engine, self._data, request, logical=logical)
 
     def train_round(self, parameters: Vector) -> Update:
         """Train one round and return what changed.
@@ -220,7 +224,35 @@ class LocalTrainer:
             return get_vector(self._module).astype(np.float64) - parameters.astype(np.float64)
 
 
-def _numbered(patients: Sequence[Hashable]) -> list[int]:
-    """Numbers in place of names; equal numbers for equal names."""
+def prompt_records(
+    model: PromptedModel, features: FrozenFeatures | FeatureRecords, labels: Tensor
+) -> tuple[Data, LossPerSample]:
+    """Return the records of a prompted model, as an engine takes them, and the loss of each.
+
+    Args:
+        model: the prompted model.
+        features: from `gather_features` or `extract_features` of the site's images.
+        labels: class indices (n,).
+
+    Raises:
+        ValueError: not one label of the study an image.
+    """
+    n_classes = len(model.bank.class_names)
+    if len(labels) != len(features) or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes):
+        raise ValueError(f"labels must be one class index below {n_classes} an image")
+    names = model.feature_names
+
+    def loss_per_sample(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        *tensors, targets = batch
+        part = dict(zip(names, tensors, strict=True))
+        return model.loss_per_sample(module(part), part, targets)
+
+    if isinstance(features, FeatureRecords):
+        return LabelledRecords(features, labels), loss_per_sample
+    return (*features.ordered(names), labels.to(torch.int64)), loss_per_sample
+
+
+def numbered(patients: Sequence[Hashable]) -> list[int]:
+    """Return numbers in place of names; equal numbers for equal names."""
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(patient, len(numbers)) for patient in patients]

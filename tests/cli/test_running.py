@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedmvp.server.lobby import RunOver
 from fedmvp.server.snapshot import Snapshot
 from fedmvp.study.prompts import read_prompts
 from fedmvp.training.aggregate import ServerState
+from privacy.errors import RankLost
 
 VALUES = np.arange(5, dtype=np.float32)
 
@@ -94,3 +96,51 @@ def test_flags_of_a_site_reach_its_run(run, site, monkeypatch):
     assert result.code == ExitCode.NETWORK
     assert result.err.endswith("error: no server\nremedy: start it\n")
     assert (seen[0].server.address, seen[0].compute.device, seen[0].insecure) == ("[::1]:7", "cpu", True)
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Two processes whose work is only written down."""
+    happened = []
+
+    @contextmanager
+    def leading(config, launch):
+        happened.append(("leading", launch.rank))
+        yield "a source"
+        happened.append(("over", launch.rank))
+
+    def run_client(config, source_factory):
+        happened.append(("running", source_factory))
+        return ClientOutcome(3, "the study is over", None)
+
+    monkeypatch.setattr("fedmvp.client.processes.leading", leading)
+    monkeypatch.setattr(
+        "fedmvp.client.processes.compute", lambda _, launch: happened.append(("computing", launch.rank))
+    )
+    monkeypatch.setattr("fedmvp.cli.running.run_client", run_client)
+    return happened
+
+
+PAIR = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
+
+
+def test_of_several_processes_the_first_takes_part_with_the_others_help(run, site, processes):
+    result = run("fedmvp-client", "run", "--config", site.config, RANK="0", LOCAL_RANK="0", **PAIR)
+    assert result.code == 0
+    assert processes == [("leading", 0), ("running", "a source"), ("over", 0)]
+
+
+def test_of_several_processes_the_others_only_compute(run, site, processes):
+    result = run("fedmvp-client", "run", "--config", site.config, RANK="1", LOCAL_RANK="1", **PAIR)
+    assert (result.code, result.out, result.err) == (0, "", "")
+    assert processes == [("computing", 1)]
+
+
+def test_a_lost_process_is_two_lines_and_an_exit_code_of_its_own(run, site, monkeypatch):
+    def run_client(_config):
+        raise RankLost("process 1 of this site failed")
+
+    monkeypatch.setattr("fedmvp.cli.running.run_client", run_client)
+    result = run("fedmvp-client", "run", "--config", site.config)
+    assert result.code == ExitCode.COMPUTE
+    assert result.err.startswith("error: process 1 of this site failed\nremedy: nothing of this round was released")

@@ -21,6 +21,7 @@ from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import Batch
 from privacy.records import TensorRecords
 from privacy.sampling import PoissonSampler
+from privacy.unit_batches import UnitBatches
 from tests.privacy.checks import check_inclusions
 from tests.privacy.conftest import PARAMS
 from tests.privacy.modules import MODULES, SilentEngine, Whole, cross_entropy, gradients_one_by_one, make_batch
@@ -143,8 +144,9 @@ def test_control_an_engine_that_treats_a_patient_in_pieces_fails_the_same_check(
 def _batches_of(patients: list[int], rate: float, steps: int, largest: int) -> list[np.ndarray]:
     """Which records each of many batches holds, through the engine's own drawing."""
     records = TensorRecords((torch.arange(len(patients)),))
-    batches = dpsgd._Batches(records, patients, rate, torch.device("cpu"), largest)
-    return [np.array([int(i) for part, _ in batches.draw() for i in part[0]], dtype=np.int64) for _ in range(steps)]
+    batches = UnitBatches(records, patients, torch.device("cpu"), largest)
+    drawn = (batches.pieces(PoissonSampler(batches.n_units, rate).sample()) for _ in range(steps))
+    return [np.array([int(i) for part, _ in pieces for i in part[0]], dtype=np.int64) for pieces in drawn]
 
 
 def check_patients(batches: list[np.ndarray], patients: list[int], rate: float) -> None:
@@ -252,8 +254,8 @@ def test_no_parameter_of_performance_changes_what_is_drawn_learned_or_charged(
 def test_control_a_batch_that_is_cut_to_what_fits_in_memory_fails_the_same_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = dpsgd._Batches.draw
-    monkeypatch.setattr(dpsgd._Batches, "draw", lambda self: islice(draw(self), 1))
+    whole = UnitBatches.pieces
+    monkeypatch.setattr(UnitBatches, "pieces", lambda self, chosen: islice(whole(self, chosen), 1))
     with pytest.raises(AssertionError, match="changes what is learned"):
         check_speed(tmp_path, monkeypatch, "record", "everything", PerformanceParameters(2))
 

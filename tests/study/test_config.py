@@ -86,6 +86,12 @@ def test_every_key_has_a_variable(client_toml):
     assert len(variable_names(ClientConfig)) == sum(len(part) for part in config.model_dump().values())
 
 
+@pytest.mark.parametrize(("raw", "value"), [("auto", "auto"), ("64", 64)])
+def test_a_variable_may_hold_a_number_or_a_word_where_the_key_takes_both(client_toml, raw, value):
+    config = load_client_config(client_toml, environment={"FEDMVP_COMPUTE_MAX_PHYSICAL_BATCH": raw})
+    assert config.compute.max_physical_batch == value
+
+
 def test_a_variable_that_is_no_number_is_refused(client_toml):
     with pytest.raises(UserError, match="threads") as caught:
         load_client_config(client_toml, environment={"FEDMVP_COMPUTE_THREADS": "many"})
@@ -108,6 +114,9 @@ def test_an_unknown_variable_is_reported_with_the_nearest_known_one():
         ("epsilon_max = 8.0", "epsilon_max = 0.0", "[privacy] epsilon_max", "docs/configuration.md"),
         ('address = ""', 'address = "server"', "write host:port", "docs/configuration.md"),
         ("threads = 0", "threads = true", "valid integer", "docs/configuration.md"),
+        ('batch = "auto"', "batch = 0", "[compute] max_physical_batch", "docs/configuration.md"),
+        ('batch = "auto"', 'batch = "all"', 'write a whole number from 1 to 65536, or "auto"', "docs/configuration.md"),
+        ("memory_limit_gb = 0.0", "memory_limit_gb = inf", "[compute] memory_limit_gb", "docs/configuration.md"),
         ("[data]", "[data", "at line ", "correct that line"),
     ],
 )

@@ -4,6 +4,7 @@ Hypothesis plays the network of :mod:`tests.simulation.world`. The machine is he
 must be caught by the same rules, and its runs must reach sums, refusals and dropouts of every phase.
 """
 
+import random
 from collections import Counter
 from typing import ClassVar
 
@@ -22,11 +23,13 @@ from hypothesis.stateful import (
 from secure_agg import server as server_module
 from secure_agg import transitions as transitions_module
 from secure_agg.checks import ClientChecks
+from secure_agg.errors import RemoteProtocolError
 from secure_agg.graph import MAX_ATTEMPTS
 from secure_agg.masks import add_masks
+from secure_agg.messages import PeerShares
 from secure_agg.transitions import TRANSITIONS, ServerEvent, ServerState
 from tests.simulation.federation import Releases
-from tests.simulation.world import World
+from tests.simulation.world import World, tampered
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.no_cover]  # coverage doubles its time and gains no branch
 
@@ -208,6 +211,17 @@ def test_the_quick_run_is_of_300_histories_of_up_to_50_steps():
 
 def test_no_history_leads_to_a_wrong_sum_a_second_release_or_both_kinds_of_share():
     assert_the_runs_went_everywhere(run(UnreliableNetwork, QUICK), QUICK)
+
+
+def test_whatever_is_changed_in_a_list_of_pairs_is_a_message_or_refused_as_one():
+    pairs = PeerShares((), ((11, bytes(32)), (12, bytes([1] * 32))))
+    changes = set()
+    for seed in range(300):
+        try:
+            changes.add(tampered(pairs, random.Random(seed), (11, 12, 13)).commitments)
+        except (RemoteProtocolError, OverflowError):
+            changes.add("refused")
+    assert len(changes - {pairs.commitments}) > 20
 
 
 @pytest.mark.long

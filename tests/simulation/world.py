@@ -410,6 +410,10 @@ def tampered(value: Any, draw: random.Random, sites: tuple[int, ...]) -> Any:  #
             return value + "x"
         case int():
             return draw.choice([*sites, value + 1, value ^ 1])
+        case (int(site), bytes(content)):  # a pair, which the wire can neither cut nor turn round
+            if draw.randrange(2):
+                return tampered(site, draw, sites), content
+            return site, tampered(content, draw, sites)
         case tuple():
             return _changed_items(value, draw, sites)
     assert is_dataclass(value)

@@ -70,6 +70,9 @@ class PromptedText:
         self._sizes = sizes.float()[:, None]
         self._class_of = torch.arange(len(sizes), device=backbone.device).repeat_interleave(sizes)
         self._kept: tuple[Tensor, Tensor] | None = None
+        with torch.no_grad():
+            frozen = self._means(backbone.encode_sentences(flat)[None])
+            self._precision_gap = frozen - self._features(self._initial_words[None])
 
     @property
     def n_classes(self) -> int:
@@ -95,6 +98,9 @@ class PromptedText:
     def features(self, words: Tensor) -> Tensor:
         """Return class features, the mean over a class's sentences of their normalised features.
 
+        Computed in float32 throughout. The frozen tower may run in a lower precision elsewhere; its features of the
+        sentences' own words are met by a constant, so that the start is zero-shot in any precision.
+
         Args:
             words: replicas of the first words (r, n_words, text_width), or of those of each class (r, n_classes,
                 n_words, text_width).
@@ -102,15 +108,20 @@ class PromptedText:
         Returns:
             (r, n_classes, joint_width), float32.
         """
+        return self._features(words) + self._precision_gap
+
+    def _features(self, words: Tensor) -> Tensor:
         by_class = words[:, None].expand(-1, self.n_classes, -1, -1) if words.dim() == 3 else words
         replicas = len(by_class)
         chosen = by_class[:, self._class_of]  # (r, n_sentences, n_words, text_width)
         embedded = self._embedded.expand(replicas, -1, -1, -1)
         tokens = torch.cat([embedded[:, :, :1], chosen, embedded[:, :, 1 + self.n_words :]], dim=2).flatten(0, 1)
-        sentences = self._encode(tokens, self._ends.repeat(replicas)).reshape(
-            replicas, len(self._ends), self._backbone.joint_width
-        )
-        summed = sentences.new_zeros((replicas, self.n_classes, sentences.shape[-1]))
+        sentences = self._encode(tokens, self._ends.repeat(replicas))
+        return self._means(sentences.reshape(replicas, len(self._ends), self._backbone.joint_width))
+
+    def _means(self, sentences: Tensor) -> Tensor:
+        """The mean of each class's rows of (r, n_sentences, joint_width)."""
+        summed = sentences.new_zeros((len(sentences), self.n_classes, sentences.shape[-1]))
         means: Tensor = summed.index_add(1, self._class_of, sentences) / self._sizes
         return means
 
@@ -177,15 +188,14 @@ class PromptedText:
     def _encode(self, tokens: Tensor, ends: Tensor) -> Tensor:
         """The normalised features (n, joint_width) of embedded sentences (n, length, text_width)."""
         tower = self._tower
-        with self._backbone.frozen_compute():
-            states = tokens + tower.positional_embedding[: self._length]
-            states = tower.transformer(states, attn_mask=tower.attn_mask[: self._length, : self._length])
-            pooled = tower.ln_final(states[torch.arange(len(ends), device=ends.device), ends])
-            projection = tower.text_projection
-            if isinstance(projection, nn.Linear):
-                pooled = projection(pooled)
-            elif projection is not None:
-                pooled = pooled @ projection
+        states = tokens + tower.positional_embedding[: self._length]
+        states = tower.transformer(states, attn_mask=tower.attn_mask[: self._length, : self._length])
+        pooled = tower.ln_final(states[torch.arange(len(ends), device=ends.device), ends])
+        projection = tower.text_projection
+        if isinstance(projection, nn.Linear):
+            pooled = projection(pooled)
+        elif projection is not None:
+            pooled = pooled @ projection
         return F.normalize(pooled.float(), dim=-1)
 
 

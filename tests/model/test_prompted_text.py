@@ -26,6 +26,21 @@ def test_with_its_own_words_it_is_the_attribute_classifier() -> None:
     assert (text.n_words, text.text_width, text.n_classes) == (4, 16, 3)
 
 
+def test_a_tower_that_runs_in_a_lower_precision_is_met_at_the_start_and_differentiated_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = tiny_backbone()
+    shift = torch.zeros(1, 4, 16)
+    exact = PromptedText(backbone, SENTENCES, WORDS)
+    monkeypatch.setattr(Backbone, "frozen_compute", lambda _: torch.autocast("cpu", dtype=torch.bfloat16))
+    lower = PromptedText(backbone, SENTENCES, WORDS)
+    frozen = torch.stack([part.mean(dim=0) for part in map(backbone.encode_sentences, SENTENCES)])
+    torch.testing.assert_close(lower.features(lower.moved_words(shift))[0], frozen, atol=1e-6, rtol=0)
+    assert (exact.features(exact.moved_words(shift))[0] - frozen).abs().max() > 1e-4  # the gap that is closed
+    words = words_of(exact)
+    assert torch.equal(exact.jacobian(words), lower.jacobian(words))
+
+
 @pytest.mark.parametrize("separate_text_tower", [False, True])
 def test_words_of_other_sentences_give_the_features_of_those(separate_text_tower: bool) -> None:
     config = {**tiny_config(), "custom_text": separate_text_tower}

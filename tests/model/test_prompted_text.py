@@ -32,7 +32,8 @@ def test_a_tower_that_runs_in_a_lower_precision_is_met_at_the_start_and_differen
     backbone = tiny_backbone()
     shift = torch.zeros(1, 4, 16)
     exact = PromptedText(backbone, SENTENCES, WORDS)
-    monkeypatch.setattr(Backbone, "frozen_compute", lambda _: torch.autocast("cpu", dtype=torch.bfloat16))
+    original = Backbone.encode_sentences
+    monkeypatch.setattr(Backbone, "encode_sentences", lambda self, part: original(self, part).bfloat16().float())
     lower = PromptedText(backbone, SENTENCES, WORDS)
     frozen = torch.stack([part.mean(dim=0) for part in map(backbone.encode_sentences, SENTENCES)])
     torch.testing.assert_close(lower.features(lower.moved_words(shift))[0], frozen, atol=1e-6, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedmvp.evaluation.accuracy import accuracy_of
 from fedmvp.evaluation.average_precision import mean_average_precision
 from fedmvp.evaluation.predictions import method_logits
+from fedmvp.evaluation.settings import BaseToNew, BySite
 from fedmvp.methods.classes import Wording
 from fedmvp.methods.features import complete_features, read_images, summarise_images
 from fedmvp.methods.method import MethodModel, Reads
@@ -21,8 +24,10 @@ from fedmvp.methods.objective import MultiLabel, Objective, calibrate
 from fedmvp.methods.zero_shot import ZeroShot
 from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.parameters import dimension, get_vector, set_vector
+from fedmvp.training.aggregate import ServerOptimizer, ServerState
 from fedmvp.training.local import LocalTraining
 from fedmvp.training.methods import method_trainer
+from fedmvp.training.rounds import Site, run_rounds
 from privacy import ADD_OR_REMOVE_ONE, Ledger, Mode, PrivacyParameters
 from privacy.mechanism import NoiseShares
 from tests.methods.toys import CLASSES, SINGLE, TOWER, TRAINED, UNSEEN, build, coloured_images
@@ -191,3 +196,39 @@ def test_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
         method_trainer(
             model, features, torch.zeros(20).long(), SINGLE, training=training, privacy=params, ledger=ledger
         )
+
+
+@pytest.mark.parametrize("name", ["fedmvp-narrow", "promptfl", "fedtpg", "fedclip", "linear-probe"])
+def test_sites_with_classes_of_their_own_share_one_vector(name: str, tmp_path: Path) -> None:
+    """The base-to-new setting: each site decides among its own classes, and all are measured on all and on new ones."""
+    images, labels = coloured_images(COUNT)
+    whole = build(name)
+    params = params_of(Mode.RECORD_LOCAL, dimension(whole))
+    start, own = ServerState.initial(get_vector(whole)), {"a": ("cat", "car"), "b": ("tree",)}
+    with ExitStack() as books:
+        sites = []
+        for site, names in own.items():
+            model = build(name, CLASSES.subset(names))
+            at_site = torch.isin(labels, torch.tensor([CLASSES.names.index(each) for each in names]))
+            (tmp_path / site).mkdir()
+            ledger = books.enter_context(ledger_of(tmp_path / site, params))
+            trainer = method_trainer(
+                model,
+                read_images(model, images[at_site]),
+                labels[at_site] - CLASSES.names.index(names[0]),
+                SINGLE,
+                training=LocalTraining(learning_rate=0.1),
+                privacy=params,
+                ledger=ledger,
+            )
+            sites.append(Site(trainer, ledger))
+        tuned = run_rounds(sites, start, rounds=2, optimizer=ServerOptimizer(), privacy=params, run_id="base-to-new")
+    assert not np.array_equal(tuned.parameters, start.parameters)
+    measured = {}
+    for key, classes in {"base": CLASSES, "new": UNSEEN, **{site: CLASSES.subset(own[site]) for site in own}}.items():
+        model = build(name, classes)
+        logits = method_logits(model, read_images(model, images), parameters=tuned.parameters)
+        measured[key] = accuracy_of(logits, torch.arange(COUNT) % len(classes))
+    run = BaseToNew(BySite({site: measured[site] for site in own}), base=measured["base"], new=measured["new"])
+    assert 0 <= run.harmonic_mean <= 1
+    assert measured["b"].value == 1.0  # one class to choose among

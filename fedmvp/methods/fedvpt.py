@@ -73,12 +73,9 @@ class _FedVptModel(MethodModel):
     def summarise(self, pixels: Tensor) -> dict[str, Tensor]:
         """Compute the frozen feature and the tokens, or what the last block needs of them."""
         backbone = self.tower.backbone
-        with backbone.frozen_compute():
-            embedded = backbone.embed(pixels)
-            reached = backbone.run_blocks(backbone.enter(embedded), stop=-1 if self._last_block else None)
+        embedded, entering = backbone.tokens_of(pixels, stop=-1 if self._last_block else None)
         if self._last_block is None:
-            return {"zero_shot": backbone.project(reached[:, 0].float()), "tokens": embedded.float()}
-        entering = reached.float()
+            return {"zero_shot": backbone.project(entering[:, 0]), "tokens": embedded}
         zero_shot = backbone.project(backbone.last_block(entering)[:, 0])
         return {"zero_shot": zero_shot, **self._last_block.summarise(entering)}
 
@@ -98,7 +95,4 @@ class _FedVptModel(MethodModel):
         """Normalised features (b, joint_width) of images with prompts (b, n_prompts, vision_width)."""
         if self._last_block is not None:
             return self._last_block(prompts, dict(features))
-        backbone = self.tower.backbone
-        with backbone.frozen_compute():
-            leaving = backbone.run_blocks(backbone.enter(torch.cat([features["tokens"], prompts], dim=1)))
-        return backbone.project(leaving[:, 0].float())
+        return self.tower.backbone.finish(torch.cat([features["tokens"], prompts], dim=1))

@@ -12,13 +12,14 @@ import structlog
 from PIL import Image
 
 from fedmvp.cli.client import client
+from fedmvp.cli.experiment import experiment
 from fedmvp.cli.program import run_program
 from fedmvp.cli.server import server
 from fedmvp.study.templates import policy_template
 from fedmvp.study.workshop import Study, create_study
 from tests.study.conftest import copy_study, site_options
 
-PROGRAMS = {"fedmvp-server": server, "fedmvp-client": client}
+PROGRAMS = {"fedmvp-server": server, "fedmvp-client": client, "fedmvp-experiment": experiment}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fedmvp.data.presets import load_preset, preset_names
 from fedmvp.errors import ExitCode
 
 COMMON_TEMPLATE = "a photo of a {name}, which has {attribute}"
+MAX_WORDS_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,8 @@ def _lengths(read: AttributeFile, names: Sequence[str], template: str, backbone:
 
         unknown = load_backbone(BackboneSpec(EMBEDDED_NAME, "embedded")).unknown_words(sentences)
         if unknown:
-            found.append(
-                AttributeFinding("warning", f"{len(unknown)} words", f"{backbone} never saw: {', '.join(unknown)}")
-            )
+            shown = ", ".join(unknown[:MAX_WORDS_SHOWN]) + (", ..." if len(unknown) > MAX_WORDS_SHOWN else "")
+            found.append(AttributeFinding("warning", f"{len(unknown)} word pieces", f"{backbone} never saw: {shown}"))
     return found
 
 

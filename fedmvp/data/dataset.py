@@ -142,8 +142,12 @@ def require_folder(path: Path) -> None:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the image files anywhere below a folder, told by their suffix, in the order of their paths."""
-    return sorted(item for item in folder.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES and item.is_file())
+    """Return the image files anywhere below a folder, told by their suffix, in the order of their paths; hidden ones are not read."""
+    return sorted(
+        item
+        for item in folder.rglob("*")
+        if item.suffix.lower() in IMAGE_SUFFIXES and not item.name.startswith(".") and item.is_file()
+    )
 
 
 def _require_images(found: Sequence[object], path: Path) -> None:

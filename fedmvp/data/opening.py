@@ -104,7 +104,10 @@ def survey_preset(preset: Preset, folder: Path) -> Survey:
     root = folder / preset.images
     found, listed = set(images_in(root)), {record.path for record in collection.records}
     unexpected = sorted(path for path in found - listed if not set(path.relative_to(root).parts) & set(preset.ignored))
-    return Survey(collection, _parts(preset, collection, listed - found, official), tuple(unexpected))
+    missing = {
+        path for path in listed - found if not path.is_file()
+    }  # a linked folder is not searched, but may be listed
+    return Survey(collection, _parts(preset, collection, missing, official), tuple(unexpected))
 
 
 def _require_needs(preset: Preset, folder: Path) -> None:

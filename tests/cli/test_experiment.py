@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from fedmvp.cli.experiment import LAYOUTS, RULES
 from fedmvp.data.attribute_file import as_toml, packaged_attributes
 from fedmvp.errors import ExitCode
 from tests.cli.conftest import Run
 from tests.cli.test_program import imported_by
 from tests.data.drawings import draw, draw_classes
+from tests.docs.documents import ROOT
 
 PROGRAM = "fedmvp-experiment"
 COMMANDS = {"presets", "data", "attributes", "partition"}
@@ -27,6 +29,11 @@ def test_help_names_every_command_and_loads_neither_torch_nor_grpc(run: Run) -> 
     listed = {line.split()[0] for line in result.out.split("Commands:\n")[1].splitlines() if line.strip()}
     assert listed >= COMMANDS
     assert not imported_by("experiment") & {"torch", "grpc", "open_clip", "opacus", "scipy", "numpy", "PIL"}
+
+
+def test_the_guide_tells_of_every_layout_and_rule() -> None:
+    guide = (ROOT / "docs" / "experiments-data.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in guide for name in (*LAYOUTS, *RULES))
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

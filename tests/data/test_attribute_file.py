@@ -140,3 +140,11 @@ def test_a_file_serves_a_policy_as_it_is() -> None:
     file = packaged_attributes("pacs")
     assert isinstance(file, AttributeFile)
     assert file.for_classes(("person", "dog"))[0].attributes == file.classes[-1].attributes
+
+
+def test_the_example_of_the_guide_is_a_file_that_is_read(tmp_path: Path) -> None:
+    guide = (ROOT / GUIDE).read_text(encoding="utf-8")
+    example = guide[guide.index("    format = ") : guide.index("The same keys as JSON")]
+    file = load_attributes(written(tmp_path / "a.toml", example.replace("\n    ", "\n").strip()))
+    assert file.class_names == ("effusion", "no effusion")
+    assert f"most {MAX_WORDS} words" in guide

@@ -131,3 +131,9 @@ def test_no_repr_shows_a_file_or_a_patient(tmp_path: Path) -> None:
     shown = repr(record) + repr(ImageCollection((record,), ("x",), tmp_path))
     assert "Ada" not in shown
     assert "name.png" not in shown
+
+
+def test_the_shadow_files_of_some_archives_are_no_images(tmp_path: Path) -> None:
+    draw_classes(tmp_path, NAMES, images=2)
+    (tmp_path / "cat" / "._0.png").write_bytes(b"resource fork")
+    assert len(class_folders(tmp_path)) == 6

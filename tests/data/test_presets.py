@@ -440,3 +440,11 @@ def test_a_wrong_number_of_classes_is_told(tmp_path: Path) -> None:
     preset = caltech(tmp_path).model_copy(update={"n_classes": 100})
     with pytest.raises(UserError, match="has 2 classes instead of 100"):
         open_preset(preset, tmp_path)
+
+
+def test_a_linked_folder_counts_as_what_it_links_to(tmp_path: Path) -> None:
+    preset = cifar(tmp_path / "real")
+    (tmp_path / "linked").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "linked" / part).symlink_to(tmp_path / "real" / part)
+    assert len(open_preset(preset, tmp_path / "linked")) == 8

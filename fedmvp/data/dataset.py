@@ -142,7 +142,7 @@ def require_folder(path: Path) -> None:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the image files anywhere below a folder, told by their suffix, in the order of their paths; hidden ones are not read."""
+    """Return the image files anywhere below a folder in the order of their paths: by suffix, without hidden ones."""
     return sorted(
         item
         for item in folder.rglob("*")

@@ -14,7 +14,7 @@ from fedmvp.data.opening import open_preset
 from fedmvp.data.records import ImageCollection, ImageRecord
 from fedmvp.errors import UserError
 from tests.data.drawings import draw_classes
-from tests.data.test_presets import few_shot
+from tests.data.miniatures import few_shot
 
 GOOD: dict[str, list[Any]] = {
     "train": [["River/1.jpg", 0, "River"], ["Forest/1.jpg", 1, "Forest"]],

@@ -30,6 +30,7 @@ from benchmarks.floor import COUNTER_MODE, GCM, cipher_rate, masking_row, round_
 from benchmarks.peer import Peer, PeerLimitError, PeerMissingError  # noqa: E402
 from benchmarks.rounds import Consortium, normal_update, run_round  # noqa: E402
 from benchmarks.server_memory import memory_row  # noqa: E402
+from benchmarks.tables import show  # noqa: E402
 
 ROWS = "1000000x5,5000000x10,1000x100"
 PEER_ONCE_CLIENTS = 50  # from here on the peer takes minutes a round and is run once
@@ -140,14 +141,6 @@ def bytes_row(ring_bits: int, limit: float, floats: int = 1_000_000, clients: in
         "bytes_per_float": outcome.bytes_sent / floats,
         "limit": limit,
     }
-
-
-def show(title: str, rows: list[dict[str, Any]], columns: list[tuple[str, str, str]]) -> str:
-    """Lay out rows under a title; a column is its head, its key and its format."""
-    cells = [[head for head, _, _ in columns]]
-    cells += [["-" if row[key] is None else format(row[key], form) for _, key, form in columns] for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
-    return "\n".join([title, *("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)])
 
 
 COLUMNS: dict[str, list[tuple[str, str, str]]] = {

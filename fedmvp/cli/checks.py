@@ -21,6 +21,7 @@ from fedmvp.cli.program import as_user_error, say, stdout
 from fedmvp.client.delta import require_small_delta, units_of
 from fedmvp.data.dataset import IMAGE_SUFFIXES, image_folder, manifest
 from fedmvp.errors import ExitCode, UserError
+from fedmvp.study.cache_key import CACHE_KEY_FILE, load_cache_key
 from fedmvp.study.config import ClientConfig, load_client_config
 from fedmvp.study.credentials import check_keys, load_tls
 from fedmvp.study.identity import EXPIRY_WARNING_DAYS, TlsKey
@@ -228,6 +229,9 @@ def _check_compute(config: ClientConfig, findings: Findings) -> None:
             raise UserError(
                 f"checkpoint {config.compute.checkpoint} does not exist", remedy="correct [compute] checkpoint"
             )
+        cache_key = config.identity.signing_key.with_name(CACHE_KEY_FILE)
+        if cache_key.exists() and config.compute.cache_max_gb > 0:
+            load_cache_key(cache_key)
         findings.ok("compute", f"device {device}")
 
 

@@ -163,7 +163,7 @@ def read_records(config: ClientConfig, policy: StudyPolicy, device: str, show: S
     )
     dataset = _dataset(config, policy)
     with show("reading images") as progress:
-        source = ImageFiles(dataset, model.backbone.image_size, progress=progress)
+        source = ImageFiles(dataset, model.backbone.image_size, workers=config.compute.workers, progress=progress)
     with show("computing frozen features") as progress:
         features = gather_features(
             model,

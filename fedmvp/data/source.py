@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -12,6 +14,12 @@ from torch import Tensor
 
 from fedmvp.data.dataset import ImageDataset
 from fedmvp.data.images import PREPROCESSING, decode_image, file_digest
+
+BATCHES_AHEAD = 2
+"""One that is decoded while the tower works on another, and one in case decoding stutters."""
+
+MOST_THREADS = 16
+"""More threads than this wait for the disk or for each other."""
 
 
 class ImageSource(Protocol):
@@ -27,17 +35,30 @@ class ImageSource(Protocol):
     def digests(self) -> Sequence[bytes]:
         """Return 32 bytes an image that change whenever its pixels do."""
 
-    def pixels(self, positions: Sequence[int]) -> Tensor:
-        """Return uint8 images (b, 3, s, s)."""
+    def stream(self, batches: Iterable[Sequence[int]], *, pinned: bool = False) -> Iterator[Tensor]:
+        """Yield uint8 images (b, 3, s, s) for one batch of positions after another, in order.
+
+        Args:
+            batches: read as far ahead as images are prepared in advance.
+            pinned: put them where a GPU can fetch them by itself.
+        """
+
+
+def decoding_threads(wanted: int) -> int:
+    """Return how many threads decode: as many as are wanted, or for 0 one a core up to `MOST_THREADS`."""
+    return wanted or min(MOST_THREADS, os.cpu_count() or 1)
 
 
 class ImageFiles:
-    """Images on disk, decoded when they are asked for.
+    """Images on disk, decoded when they are asked for, ahead of whoever works on them.
+
+    Threads, not processes: Pillow gives the interpreter's lock up while it decodes and resizes, and nothing has to be
+    copied from one process to another.
 
     Args:
         dataset: checked paths.
         image_size: side of the square result, pixels.
-        workers: threads that read and decode, at least 1.
+        workers: threads that read and decode; 0 chooses.
         progress: called with (files read, files in all) while the digests are taken.
     """
 
@@ -46,19 +67,18 @@ class ImageFiles:
         dataset: ImageDataset,
         image_size: int,
         *,
-        workers: int = 4,
+        workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._paths = dataset.paths
         self._size = image_size
-        self._workers = max(1, workers)
+        self._pool = ThreadPoolExecutor(max_workers=decoding_threads(workers), thread_name_prefix="decode")
         self._digests: list[bytes] = []
         self.preprocessing = f"{PREPROCESSING}, {image_size} px"
-        with ThreadPoolExecutor(max_workers=self._workers) as pool:
-            for done, digest in enumerate(pool.map(file_digest, self._paths), start=1):
-                self._digests.append(digest)
-                if progress is not None:
-                    progress(done, len(self._paths))
+        for done, digest in enumerate(self._pool.map(file_digest, self._paths), start=1):
+            self._digests.append(digest)
+            if progress is not None:
+                progress(done, len(self._paths))
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -70,14 +90,30 @@ class ImageFiles:
         """Return the SHA-256 of each file, taken when this source was made."""
         return self._digests
 
-    def pixels(self, positions: Sequence[int]) -> Tensor:
-        """Return uint8 images (b, 3, s, s).
+    def stream(self, batches: Iterable[Sequence[int]], *, pinned: bool = False) -> Iterator[Tensor]:
+        """Yield uint8 images (b, 3, s, s); besides the yielded batch at most `BATCHES_AHEAD` more are in memory.
 
         Raises:
             UserError: a file is gone, cannot be decoded, or is not the one that was there at first.
         """
-        with ThreadPoolExecutor(max_workers=self._workers) as pool:
-            return torch.stack(list(pool.map(self._decode, positions)))
+        coming: deque[list[Future[Tensor]]] = deque()
+        try:
+            for batch in batches:
+                coming.append([self._pool.submit(self._decode, position) for position in batch])
+                if len(coming) > BATCHES_AHEAD:
+                    yield self._together(coming.popleft(), pinned=pinned)
+            while coming:
+                yield self._together(coming.popleft(), pinned=pinned)
+        finally:
+            for decoding in coming:  # of a caller that stopped in the middle
+                for image in decoding:
+                    image.cancel()
+
+    def _together(self, decoding: Sequence[Future[Tensor]], *, pinned: bool) -> Tensor:
+        images = torch.empty((len(decoding), 3, self._size, self._size), dtype=torch.uint8, pin_memory=pinned)
+        for place, image in enumerate(decoding):
+            images[place] = image.result()
+        return images
 
     def _decode(self, position: int) -> Tensor:
         return decode_image(self._paths[position], self._size, digest=self._digests[position])
@@ -101,6 +137,8 @@ class PixelTensor:
         """Return the SHA-256 of each image's pixels."""
         return [hashlib.sha256(image.contiguous().numpy().data).digest() for image in self._images]
 
-    def pixels(self, positions: Sequence[int]) -> Tensor:
-        """Return uint8 images (b, 3, s, s)."""
-        return self._images.index_select(0, torch.tensor(list(positions), dtype=torch.int64))
+    def stream(self, batches: Iterable[Sequence[int]], *, pinned: bool = False) -> Iterator[Tensor]:
+        """Yield uint8 images (b, 3, s, s)."""
+        for batch in batches:
+            images = self._images.index_select(0, torch.tensor(list(batch), dtype=torch.int64))
+            yield images.pin_memory() if pinned else images

@@ -7,8 +7,11 @@ when a batch needs them; what neither holds is computed from the image again. A 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,10 @@ from fedmvp.model.rows import ByteRows
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
+
+
+Batches = list[list[int]]
+"""Places of images, a batch of the tower at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class FeatureRecords:
         self.names = model.feature_names
         self._source = source
         self._batch_size = limits.batch_size
+        self._device = model.backbone.device
         self._summaries = SummaryStage(model, source.preprocessing)
         self._anchors = AnchorStage(model, self._summaries) if ANCHOR in self.names else None
         self.row_bytes = self._summaries.layout.row_bytes
@@ -98,33 +106,28 @@ class FeatureRecords:
 
     def gather(self, progress: Progress | None) -> None:
         """Fill memory and cache, as far as both reach."""
-        for start in range(0, len(self), self._batch_size):
-            part = range(start, min(start + self._batch_size, len(self)))
-            remembered = max(0, min(part.stop, len(self._memory)) - start)
-            if not remembered and all(shelf is None or shelf.is_full for shelf in self._shelves):
-                break  # what is left is computed when it is drawn
-            if remembered or not self._are_cached(part):
-                rows = self._rows(part, keep=True)
-                self._memory[start : start + remembered] = torch.from_numpy(rows[:remembered])
-            if progress is not None:
-                progress(part.stop, len(self))
+        planned: deque[tuple[range, Batches]] = deque()
+        with _current(self._device):
+            for images in self._source.stream(self._planned(planned), pinned=self._device.type == "cuda"):
+                part, missing = planned.popleft()
+                rows = self._rows(part, keep=True, decoded=(missing, images))
+                remembered = rows[: max(0, len(self._memory) - part.start)]
+                self._memory[part.start : part.start + len(remembered)] = torch.from_numpy(remembered)
+                if progress is not None and part.stop < len(self):
+                    progress(part.stop, len(self))
+        if progress is not None:
+            progress(len(self), len(self))
         for shelf in self._shelves:
             if shelf is not None:
                 shelf.flush()
 
     def take(self, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, ...]:
         """Return the features of some images, float32 (b, ...), by the names of the model, on a device."""
-        chosen = torch.from_numpy(positions)
         on_gpu = device.type == "cuda"
-        rows = torch.empty((len(positions), self.row_bytes), dtype=torch.uint8, pin_memory=on_gpu)
-        if self.in_memory:
-            torch.index_select(self._memory, 0, chosen, out=rows)
-        else:
-            remembered = chosen < len(self._memory)
-            rows[remembered] = self._memory.index_select(0, chosen[remembered])
-            others = positions[~remembered.numpy()].tolist()
-            rows[~remembered] = torch.from_numpy(self._rows(others, keep=False))
-        return self._unpack(rows.to(device, non_blocking=on_gpu))
+        with _current(device):
+            rows = torch.empty((len(positions), self.row_bytes), dtype=torch.uint8, pin_memory=on_gpu)
+            self._fill(rows, positions)
+            return self._unpack(rows.to(device, non_blocking=on_gpu))
 
     def all(self) -> dict[str, Tensor]:
         """Return the features of all images by name, on the CPU."""
@@ -150,23 +153,57 @@ class FeatureRecords:
             return summaries, None
         return summaries, cache.open(self._anchors.identity, self._anchors.layout.row_bytes, expected=expected)
 
+    def _planned(self, planned: deque[tuple[range, Batches]]) -> Iterator[list[int]]:
+        """Note the batches that have to be gathered, and yield which images of each have to be decoded."""
+        summaries = self._shelves[0]
+        for part in self._parts(range(len(self))):
+            if part.start >= len(self._memory):
+                if all(shelf is None or shelf.is_full for shelf in self._shelves):
+                    return  # what is left is computed when it is drawn
+                if self._are_cached(part):
+                    continue
+            missing = [i for i in part if summaries is None or self._digests[i] not in summaries]
+            planned.append((part, [[i - part.start for i in missing]]))
+            yield missing
+
     def _are_cached(self, positions: Sequence[int]) -> bool:
         return all(shelf is None or self._digests[i] in shelf for shelf in self._shelves for i in positions)
 
-    def _rows(self, positions: Sequence[int], *, keep: bool) -> ByteRows:
-        """Read or compute rows (b, row_bytes); `keep` writes what was computed to the cache."""
+    def _fill(self, rows: Tensor, positions: NDArray[np.int64]) -> None:
+        chosen = torch.from_numpy(positions)
+        if self.in_memory:
+            torch.index_select(self._memory, 0, chosen, out=rows)
+            return
+        remembered = chosen < len(self._memory)
+        rows[remembered] = self._memory.index_select(0, chosen[remembered])
+        others = positions[~remembered.numpy()].tolist()
+        rows[~remembered] = torch.from_numpy(self._rows(others, keep=False))
+
+    def _rows(self, positions: Sequence[int], *, keep: bool, decoded: tuple[Batches, Tensor] | None = None) -> ByteRows:
+        """Read or compute rows (b, row_bytes).
+
+        Args:
+            positions: of the images.
+            keep: whether to write what was computed to the cache.
+            decoded: places among them whose pixels are here already, and the pixels.
+        """
         digests = [self._digests[i] for i in positions]
         kept, kept_anchors = self._shelves
 
-        def summarise(missing: Sequence[int]) -> ByteRows:
-            return self._summaries.compute(self._source.pixels([positions[i] for i in missing]))
+        def summarise(missing: Batches) -> Iterator[ByteRows]:
+            if decoded is not None and decoded[0] == missing:
+                yield self._summaries.compute(decoded[1])
+                return
+            wanted = [[positions[i] for i in part] for part in missing]
+            for images in self._source.stream(wanted, pinned=self._device.type == "cuda"):
+                yield self._summaries.compute(images)
 
         rows = self._complete(kept, digests, self._summaries, summarise, keep=keep)
         if self._anchors is None:
             return rows
         compute = self._anchors.compute
         anchors = self._complete(
-            kept_anchors, digests, self._anchors, lambda missing: compute(rows[missing]), keep=keep
+            kept_anchors, digests, self._anchors, lambda missing: (compute(rows[part]) for part in missing), keep=keep
         )
         return np.concatenate([rows, anchors], axis=1)
 
@@ -175,7 +212,7 @@ class FeatureRecords:
         shelf: CachedRows | None,
         digests: Sequence[bytes],
         stage: SummaryStage | AnchorStage,
-        compute: Callable[[Sequence[int]], ByteRows],
+        compute: Callable[[Batches], Iterator[ByteRows]],
         *,
         keep: bool,
     ) -> ByteRows:
@@ -188,9 +225,9 @@ class FeatureRecords:
                 missing.append(i)
             else:
                 rows[i] = np.frombuffer(row, dtype=np.uint8)
-        for part in self._parts(range(len(missing))):
-            places = missing[part.start : part.stop]
-            rows[places] = compute(places)
+        batches = [missing[part.start : part.stop] for part in self._parts(range(len(missing)))]
+        for places, computed in zip(batches, compute(batches), strict=True):
+            rows[places] = computed
             if keep and shelf is not None:
                 for i in places:
                     shelf.add(digests[i], rows[i].tobytes())
@@ -206,3 +243,8 @@ class FeatureRecords:
         if self._anchors is not None:
             part.update(self._anchors.layout.unpack(rows[:, width:]))
         return tuple(part[name] for name in self.names)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the current one: pinned memory in a thread of its own would open the first GPU otherwise."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -21,6 +21,9 @@ MIRRORED = "mirrored"
 
 ANCHOR = "anchor"
 
+_CONTENT = "rows/v1"
+"""To be changed with the code that computes rows: a cache must not mix what old and new code say."""
+
 
 def summarise_images(model: PromptedModel, images: Tensor) -> dict[str, Tensor]:
     """Run the tower over uint8 images (b, 3, s, s) and return what is frozen of them, without the anchor, float32."""
@@ -57,6 +60,7 @@ class SummaryStage:
         backbone = model.backbone
         key = cache_key(
             "summary",
+            _CONTENT,
             __version__,
             backbone.name,
             backbone.state_hash(),
@@ -88,6 +92,7 @@ class AnchorStage:
         conditioning = model.bank.conditioning.detach().cpu().contiguous().numpy()
         key = cache_key(
             "anchor",
+            _CONTENT,
             summary.identity.hex(),
             repr(model.config),
             f"{conditioning.shape} {hashlib.sha256(conditioning.data).hexdigest()}",

@@ -9,14 +9,16 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmvp.data.dataset import image_folder, manifest
-from fedmvp.data.images import load_images
+from fedmvp.data.source import ImageFiles
 from fedmvp.evaluation.accuracy import prompted_accuracy
 from fedmvp.model.feature_cache import open_feature_cache
-from fedmvp.model.features import FrozenFeatures, extract_features
+from fedmvp.model.feature_records import FeatureLimits, gather_features
+from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.from_policy import build_prompted_model
 from fedmvp.model.parameters import get_vector
 from fedmvp.model.prompted import PromptedModel
@@ -77,7 +79,9 @@ def _public_images(
         dataset = image_folder(section.images, classes, require_every_class=False)
     else:
         return None
-    images, labels = load_images(dataset, model.backbone.image_size)
+    source = ImageFiles(dataset, model.backbone.image_size)
     sealed = open_feature_cache(cache, cache.with_name(CACHE_KEY_FILE), max_gb=CACHE_MAX_GB, dataset="public images")
-    features = extract_features(model, images, cache=sealed, batch_size=section.batch_size)
-    return features, labels
+    records = gather_features(model, source, cache=sealed, limits=FeatureLimits(batch_size=section.batch_size))
+    features = FrozenFeatures(records.all())
+    records.close()
+    return features, torch.tensor(dataset.labels, dtype=torch.int64)

@@ -195,6 +195,7 @@ class ComputeSection(Section):
     activation_checkpointing: bool = Field(default=False, description="save memory in the tower for time")
     deterministic: bool = Field(default=False, description="the same bits in every run, but for noise and sampling")
     threads: int = Field(default=0, ge=0, le=4096, description="CPU threads; 0 leaves the choice to torch")
+    workers: int = Field(default=0, ge=0, le=256, description="threads that decode images; 0 takes one a core")
     cache_dir: FilePath = Field(default=Path("cache"), description="sealed frozen features, attribute banks")
     cache_max_gb: float = Field(default=20.0, ge=0, allow_inf_nan=False, description="most GB of features on disk")
     features_max_gb: float = Field(default=4.0, ge=0, allow_inf_nan=False, description="most GB of features in memory")

@@ -149,6 +149,7 @@ compile = false                 # compile the frozen tower: a minute at the star
 activation_checkpointing = false  # less memory for injection = "input", more time
 deterministic = false           # for experiments: the same bits in every run, but for noise and sampling
 threads = 0                     # 0 = torch decides
+workers = 0                     # threads that decode images; 0 = one a core, at most 16
 cache_dir = "cache"             # features of your images, encrypted with cache.key beside your other keys
 cache_max_gb = 20.0             # of features on disk; 0 keeps none and computes them in every run
 features_max_gb = 4.0           # of features in memory; what does not fit is read from the cache, or computed

@@ -171,3 +171,19 @@ def test_people_see_each_remedy_below_its_problem(run, site):
     assert "identity" in lines[place]
     assert lines[place + 1].strip().startswith("remedy: chmod 600")
     assert "1 problem to put right before a run" in result.err
+
+
+def test_a_cache_key_that_others_can_read_is_a_problem_unless_nothing_is_cached(run, site):
+    key = site.folder / "cache.key"
+    key.write_bytes(bytes(32))
+    key.chmod(0o644)
+    result, answer = check(run, site)
+    assert result.code == ExitCode.IDENTITY
+    assert "cache key" in problems(answer)["compute"]["detail"]
+    assert f"chmod 600 {key}" in problems(answer)["compute"]["remedy"]
+    result, answer = check(run, site, FEDMVP_COMPUTE_CACHE_MAX_GB="0")
+    assert result.code == 0
+    assert problems(answer) == {}
+    key.chmod(0o600)
+    result, _ = check(run, site)
+    assert result.code == 0

@@ -117,10 +117,12 @@ def test_every_key_of_compute_has_its_variable(site: Path) -> None:
         "FEDMVP_COMPUTE_CHANNELS_LAST": "true",
         "FEDMVP_COMPUTE_ACTIVATION_CHECKPOINTING": "true",
         "FEDMVP_COMPUTE_DETERMINISTIC": "true",
+        "FEDMVP_COMPUTE_WORKERS": "3",
         "FEDMVP_COMPUTE_CACHE_MAX_GB": "1.5",
         "FEDMVP_COMPUTE_FEATURES_MAX_GB": "2.5",
     }
     compute = load_client_config(site / "client.toml", environment=environment).compute
+    assert compute.workers == 3
     assert (compute.precision, compute.cache_max_gb, compute.features_max_gb) == ("float16", 1.5, 2.5)
     assert compute.compile
     assert compute.channels_last

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from fedmvp.data.dataset import ImageDataset
 from fedmvp.data.source import ImageFiles, PixelTensor
 from fedmvp.errors import UserError
+from fedmvp.model import feature_records
 from fedmvp.model.backbone import Backbone
 from fedmvp.model.feature_cache import FeatureCache
 from fedmvp.model.feature_records import FeatureLimits, FeatureRecords, gather_features
@@ -327,6 +331,31 @@ def test_what_neither_memory_nor_disk_has_room_for_is_not_computed_in_advance(
     gather(tiny_model(), cache=sealed(tmp_path, max_gb=1e-7), in_memory=0)
     assert seen == [4]  # one batch, until the folder is found to have no room
     assert sealed_files(tmp_path) == []
+
+
+def test_on_a_full_disk_features_are_computed_and_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    expected = gather(model).take(np.arange(COUNT), CPU)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with capture_logs() as lines:
+        records = gather(model, cache=sealed(tmp_path), in_memory=0)
+        for found, same in zip(records.take(np.arange(COUNT), CPU), expected, strict=True):
+            torch.testing.assert_close(found, same, rtol=2e-3, atol=1e-5)
+        in_memory = gather(model, cache=sealed(tmp_path)).take(np.arange(COUNT), CPU)
+    assert sealed_files(tmp_path) == []
+    assert {line["reason"] for line in lines} == {"No space left on device"}
+    assert all(torch.equal(found, same) for found, same in zip(in_memory, expected, strict=True))
+
+
+def test_a_gpu_is_the_current_one_while_memory_is_pinned_for_it() -> None:
+    chosen = feature_records._current(torch.device("cuda:1"))
+    assert isinstance(chosen, torch.cuda.device)
+    assert chosen.idx == 1
+    assert isinstance(feature_records._current(CPU), nullcontext)
 
 
 def test_records_without_images_are_empty_tensors() -> None:

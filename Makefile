@@ -42,6 +42,7 @@ bench: $(VENV)/.demo ## print the figures of docs/performance.md
 	$(BIN)/python -m benchmarks.round_trip
 	$(BIN)/python -m benchmarks.privacy
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.startup
 
 clean: ## remove the virtual environment, caches and runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage runs *.egg-info

@@ -107,6 +107,12 @@ class Backbone:
         )
 
     @property
+    def vision_tower(self) -> nn.Module:
+        """The vision tower, as open_clip built it."""
+        tower: nn.Module = self._visual
+        return tower
+
+    @property
     def vision_width(self) -> int:
         """Width of a vision token."""
         return int(self._visual.conv1.weight.shape[0])

@@ -1,6 +1,6 @@
 """A private training step beside a plain one and other ways to clip, through the encoder and on cached features.
 
-    python -m benchmarks.training [--parts encoder,cached,release,startup,accelerator] [--runs 5] [--json]
+    python -m benchmarks.training [--parts encoder,cached,release,accelerator] [--runs 5] [--json]
 
 Every side has the same module with random weights, the same batch and the same optimizer's step, and the sides run in
 turns. Ratios are of neighbouring runs: their median, and the smallest and largest. Parts:
@@ -8,7 +8,6 @@ turns. Ratios are of neighbouring runs: their median, and the smallest and large
 encoder      prompts enter the tower: ViT-B-32, batch 16, with the peak of memory of each side in a process of its own;
 cached       prompts enter the last block, the rest was computed once: batch 64, a small module and the full one;
 release      the step of the method's release, which encodes texts and images anew, over ours;
-startup      `fedmvp-client --help`, and the first private step with the embedded model;
 accelerator  ViT-B-16 at batch 256 on a GPU in bfloat16: left out where there is none.
 """
 
@@ -30,13 +29,12 @@ import torch
 from benchmarks.accelerator import MATRIX_SIDE, accelerator_row
 from benchmarks.measuring import in_turns, peak_bytes
 from benchmarks.release import release_row
-from benchmarks.startup import startup_row
 from benchmarks.steps import WAYS
 from benchmarks.tables import show
 from benchmarks.workload import Workload
 from fedmvp.model.prompt_config import Injection, Variant
 
-PARTS = ("encoder", "cached", "release", "startup", "accelerator")
+PARTS = ("encoder", "cached", "release", "accelerator")
 SMALL_PARAMETERS = 500_000  # a module up to here must keep its ratio with the noise
 CPU_DEVICE, GPU_DEVICE = "cpu", "cuda:0"
 
@@ -150,9 +148,6 @@ def run(settings: Settings) -> dict[str, Any]:
         say("the release's step")
         workload = settings.workload(settings.encoder_variants[0], Injection.INPUT, settings.encoder_batch)
         output["release"] = [release_row(replace(workload, reads_text=True), settings.release_runs)]
-    if "startup" in parts:
-        say("start-up")
-        output["startup"] = [startup_row(settings.runs)]
     if "accelerator" in parts and settings.accelerator is not None:
         say(f"accelerator {settings.accelerator}")
         workload = Workload(
@@ -222,13 +217,6 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("over ours", "ratio", ".2f"),
         ("with half the texts", "half_the_texts_ratio", ".2f"),
     ],
-    "startup": [
-        ("--help s", "help_s", ".2f"),
-        ("of processor time", "help_processor_s", ".2f"),
-        ("first step s", "first_step_s", ".2f"),
-        ("of processor time", "first_step_processor_s", ".2f"),
-        ("images", "images", "d"),
-    ],
     "accelerator": [
         ("tower", "architecture", "s"),
         ("module", "variant", "s"),
@@ -247,7 +235,6 @@ TITLES = {
     "encoder": "Through the encoder",
     "cached": "On cached features",
     "release": "The release's step, plain, over ours with clipping and noise",
-    "startup": "Start-up",
     "accelerator": "On the accelerator",
 }
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from fedmvp.cli.exporting import export
 from fedmvp.cli.program import (
     check_device_name,
     config_option,
@@ -219,20 +220,37 @@ def ledger_export(config: Path, file: Path) -> None:
 
 
 @client.command("predict")
-@click.argument("images", nargs=-1, required=True, type=FilePath)
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--prompts", required=True, type=FilePath, help="The prompts.safetensors of a run.")
 @click.option("--checkpoint", type=FilePath, help="Local weights of the backbone, where the policy names none.")
+@click.option("--cache", type=FolderPath, help="Keep text features here, for the next call with the same classes.")
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, mps, cuda or cuda:N.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True, help="Images at once.")
 @format_option
 def predict(
-    *, images: tuple[Path, ...], prompts: Path, checkpoint: Path | None, device: str, top: int, style: str
+    *,
+    images: tuple[Path, ...],
+    prompts: Path,
+    checkpoint: Path | None,
+    cache: Path | None,
+    device: str,
+    top: int,
+    batch_size: int,
+    style: str,
 ) -> None:
-    """Classify IMAGES with tuned prompts; the prompts file names model and classes."""
-    check_device_name(device)
-    from fedmvp.cli.predict import print_predictions  # noqa: PLC0415 - loads torch
+    """Classify IMAGES, files or folders, with tuned prompts; the prompts file names model and classes.
 
-    print_predictions(images, prompts, checkpoint=checkpoint, device=device, top=top, style=style)
+    Images that cannot be read are named at the end, with exit code 3, and do not stop the others.
+    """
+    check_device_name(device)
+    from fedmvp.cli.predict import PredictOptions, print_predictions  # noqa: PLC0415 - loads torch
+
+    options = PredictOptions(checkpoint, cache, device, top, batch_size, style)
+    print_predictions(images, prompts, options)
+
+
+client.add_command(export)
 
 
 if __name__ == "__main__":  # as torchrun starts it: see fedmvp.client.launch

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from fedmvp.cli.exporting import export
 from fedmvp.cli.program import (
     config_option,
     format_option,
@@ -17,8 +19,9 @@ from fedmvp.cli.program import (
 )
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.study.config import load_server_config
-from fedmvp.study.documents import read_document
-from fedmvp.study.enrolment import EnrolmentRequest, parse_request
+
+if TYPE_CHECKING:
+    from fedmvp.study.enrolment import EnrolmentRequest
 
 FolderPath = click.Path(path_type=Path, file_okay=False)
 FilePath = click.Path(path_type=Path, dir_okay=False)
@@ -34,7 +37,7 @@ def main() -> None:
 def server() -> None:
     """Found a study, enrol its sites, and run its coordinator.
 
-    init, plan, enroll, revoke and renew are the consortium's work; run and status are the server's.
+    init, plan, enroll, revoke and renew are the consortium's work; run, status and export are the server's.
     """
 
 
@@ -79,6 +82,8 @@ def init(
 
 
 def _policy_text(policy: Path) -> str:
+    from fedmvp.study.documents import read_document  # noqa: PLC0415
+
     document = read_document(policy, what="policy", remedy="name an existing file")
     try:
         return document.decode("utf-8")
@@ -209,6 +214,9 @@ def status(config: Path, style: str) -> None:
     print_status(load_server_config(config), style)
 
 
+server.add_command(export)
+
+
 def _revoke(site: str, study: Path, server_folder: Path | None) -> None:
     from fedmvp.study.consortium import open_consortium, revoke  # noqa: PLC0415
 
@@ -219,6 +227,9 @@ def _revoke(site: str, study: Path, server_folder: Path | None) -> None:
 
 
 def _read_request(path: Path) -> EnrolmentRequest:
+    from fedmvp.study.documents import read_document  # noqa: PLC0415
+    from fedmvp.study.enrolment import parse_request  # noqa: PLC0415 - loads cryptography
+
     return parse_request(read_document(path, what="request", remedy="name the site's request.json"), source=str(path))
 
 

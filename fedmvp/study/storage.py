@@ -61,7 +61,7 @@ def write_atomic(path: Path, content: bytes, *, mode: int = PUBLIC_MODE, replace
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` durable."""
+    """Make renames in ``folder`` durable; of a file, its content."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,6 +128,38 @@ def new_folder(target: Path) -> Iterator[Path]:
         for item in sorted(staged.iterdir()):
             item.rename(target / item.name)
         sync_folder(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give a folder beside ``target`` to fill, and rename it to ``target`` when the block ends well.
+
+    Whoever looks finds all files or no folder; after a crash a hidden sibling is left, and nothing under the name.
+
+    Args:
+        target: a folder that does not exist or is empty.
+
+    Raises:
+        UserError: the folder holds something, or the disk refuses.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty", remedy="choose a new folder; nothing is overwritten")
+    staged = target.absolute().with_name(f".{target.absolute().name}.new-{secrets.token_hex(6)}")
+    try:
+        staged.mkdir(parents=True)
+        yield staged
+        for item in staged.iterdir():
+            sync_folder(item)
+        sync_folder(staged)
+        staged.rename(target.absolute())
+        sync_folder(staged.parent)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written: {error.strerror}",
+            remedy="choose a new folder; check its parent, the permissions and free space",
+        ) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import startup, steps, training
+from benchmarks import steps, training
 from benchmarks.accelerator import SIDES, accelerator_row, tower_flops
 from benchmarks.measuring import Times, in_turns, peak_of
 from benchmarks.release import release, release_row
@@ -120,7 +120,6 @@ def test_the_command_prints_one_object_with_what_it_promises(capsys: pytest.Capt
     assert output["encoder_memory_ratio"] is None
     assert [row["way"] for row in output["encoder"]] == ["plain", "book-keeping", NOISY]
     assert output["encoder_dp_over_plain"] == output["encoder"][2]["ratio"]
-    assert output["startup"] is None
     assert output["accelerator"][0]["share_of_bound"] > 0
     assert output["settings"]["runs"] == 1
 
@@ -148,13 +147,8 @@ def test_the_rows_run() -> None:
 
 
 @pytest.mark.long
-def test_start_up_and_memory_are_measured_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_is_measured_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [argument for argument in TINY if argument != "--without-memory"]
-    training.main([*arguments, "--parts", "encoder,startup", "--json"])
+    training.main([*arguments, "--parts", "encoder", "--json"])
     output = json.loads(capsys.readouterr().out)
     assert output["encoder_memory_ratio"] > 0
-    assert output["startup"][0]["help_s"] > 0
-
-
-def test_the_first_step_that_is_timed_is_taken() -> None:
-    startup.take_first_step(4)

@@ -15,11 +15,19 @@ from fedmvp.cli.client import client
 from fedmvp.cli.experiment import experiment
 from fedmvp.cli.program import run_program
 from fedmvp.cli.server import server
+from fedmvp.model import from_policy, parameters
+from fedmvp.study.policy import parse_policy
+from fedmvp.study.prompts import write_prompts
 from fedmvp.study.templates import policy_template
 from fedmvp.study.workshop import Study, create_study
+from tests.model.tiny import disturb, tiny_backbone
 from tests.study.conftest import copy_study, site_options
 
 PROGRAMS = {"fedmvp-server": server, "fedmvp-client": client, "fedmvp-experiment": experiment}
+
+PROMPTS_POLICY = parse_policy(
+    policy_template("run-1").replace("n_prompts = 16", "n_prompts = 4").replace("n_heads = 4", "n_heads = 2").encode()
+)
 
 
 @dataclass(frozen=True)
@@ -88,3 +96,24 @@ def site(study: Study, tmp_path: Path, run: Run) -> Site:
         Image.new("RGB", (16, 16), (60 * number, 90, 120)).save(made.data / name / "1.png")
     assert run("fedmvp-client", "ledger", "--config", config, "create").code == 0
     return made
+
+
+@pytest.fixture
+def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A prompts file for a tiny random backbone in the place of the one that the policy names."""
+    return make_prompts(tmp_path, monkeypatch)
+
+
+def make_prompts(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    patch.setattr(from_policy, "load_backbone", lambda _spec, **_options: tiny_backbone())
+    model = from_policy.build_prompted_model(PROMPTS_POLICY)
+    disturb(model)
+    path = folder / "prompts.safetensors"
+    write_prompts(path, parameters.get_vector(model), PROMPTS_POLICY, round_number=3)
+    return path
+
+
+def picture(path: Path, colour: tuple[int, int, int] = (200, 30, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 18), colour).save(path)
+    return path

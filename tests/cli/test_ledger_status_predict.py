@@ -6,18 +6,15 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fedmvp.client.trainer import build_trainer, choose_device
 from fedmvp.errors import ExitCode, UserError
-from fedmvp.model import from_policy, parameters
 from fedmvp.study.config import load_client_config
 from fedmvp.study.credentials import load_study
 from fedmvp.study.policy import parse_policy
 from fedmvp.study.prompts import read_prompts, write_prompts
-from fedmvp.study.templates import policy_template
 from privacy.ledger import Ledger
-from tests.model.tiny import tiny_backbone
+from tests.cli.conftest import PROMPTS_POLICY, picture
 
 
 @pytest.fixture
@@ -155,34 +152,16 @@ def test_status_with_a_damaged_log_is_one_message(run, study):
     assert "cannot be read as events" in result.err
 
 
-POLICY = parse_policy(
-    policy_template("run-1").replace("n_prompts = 16", "n_prompts = 4").replace("n_heads = 4", "n_heads = 2").encode()
-)
-
-
-@pytest.fixture
-def prompts(tmp_path, monkeypatch):
-    """A prompts file for a tiny random backbone in the place of the one that the policy names."""
-    monkeypatch.setattr(from_policy, "load_backbone", lambda _spec, **_options: tiny_backbone())
-    model = from_policy.build_prompted_model(POLICY)
-    path = tmp_path / "prompts.safetensors"
-    write_prompts(path, parameters.get_vector(model), POLICY, round_number=3)
-    return path
-
-
-def picture(path, colour=(200, 30, 30)):
-    Image.new("RGB", (20, 18), colour).save(path)
-    return path
-
-
 def test_predict_prints_classes_with_probabilities_that_sum_to_one(run, prompts, tmp_path):
     image = picture(tmp_path / "a.png")
     result = run("fedmvp-client", "predict", image, "--prompts", prompts, "--format", "json")
     assert result.code == 0, result.err
-    (answer,) = json.loads(result.out)
-    assert (answer["image"], answer["stamp"], answer["round"]) == (str(image), "record-local", 3)
-    assert {item["name"] for item in answer["classes"]} == {"cat", "dog"}
-    values = [item["probability"] for item in answer["classes"]]
+    answer = json.loads(result.out)
+    assert (answer["stamp"], answer["round"], answer["unreadable"]) == ("record-local", 3, [])
+    (shown,) = answer["images"]
+    assert shown["image"] == str(image)
+    assert {item["name"] for item in shown["classes"]} == {"cat", "dog"}
+    values = [item["probability"] for item in shown["classes"]]
     assert values == sorted(values, reverse=True)
     assert sum(values) == pytest.approx(1.0, abs=1e-5)
 
@@ -191,9 +170,9 @@ def test_predict_uses_the_parameters_of_the_file(run, prompts, tmp_path):
     image = picture(tmp_path / "a.png")
     before = run("fedmvp-client", "predict", image, "--prompts", prompts, "--format", "json").out
     values = read_prompts(prompts).parameters
-    write_prompts(prompts, values + np.random.default_rng(0).normal(0, 2, values.shape), POLICY, round_number=3)
+    write_prompts(prompts, values + np.random.default_rng(0).normal(0, 2, values.shape), PROMPTS_POLICY, round_number=3)
     after = run("fedmvp-client", "predict", image, "--prompts", prompts, "--format", "json").out
-    assert json.loads(before)[0]["classes"] != json.loads(after)[0]["classes"]
+    assert json.loads(before)["images"] != json.loads(after)["images"]
 
 
 def test_predict_for_people_is_a_table_for_each_image(run, prompts, tmp_path):
@@ -204,7 +183,7 @@ def test_predict_for_people_is_a_table_for_each_image(run, prompts, tmp_path):
 
 
 def test_predict_with_parameters_of_another_model_is_refused(run, prompts, tmp_path):
-    write_prompts(prompts, np.zeros(5, np.float32), POLICY, round_number=1)
+    write_prompts(prompts, np.zeros(5, np.float32), PROMPTS_POLICY, round_number=1)
     result = run("fedmvp-client", "predict", picture(tmp_path / "a.png"), "--prompts", prompts)
     assert result.code == ExitCode.CONFIG
     assert "does not fit its own policy" in result.err
@@ -218,7 +197,7 @@ def test_predict_on_what_is_no_image_is_refused(run, prompts, tmp_path):
 
 
 def test_predict_says_when_prompts_were_trained_without_privacy(run, prompts, tmp_path):
-    text = POLICY.document.decode().replace('mode = "record-local" ', 'mode = "UNSAFE-no-dp" ')
+    text = PROMPTS_POLICY.document.decode().replace('mode = "record-local" ', 'mode = "UNSAFE-no-dp" ')
     unsafe = parse_policy(text.replace("epsilon_max = 8.0", "epsilon_max = inf").encode())
     write_prompts(prompts, read_prompts(prompts).parameters, unsafe, round_number=1)
     result = run("fedmvp-client", "predict", picture(tmp_path / "a.png"), "--prompts", prompts)
@@ -254,4 +233,4 @@ def test_a_run_on_a_device_that_is_not_there_stops_before_anything_is_loaded(sit
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = load_client_config(site.config, overrides={"compute.device": "cuda:99"})
     with pytest.raises(UserError, match="cuda:99 is not on this machine"):
-        build_trainer(config, POLICY, None)
+        build_trainer(config, PROMPTS_POLICY, None)

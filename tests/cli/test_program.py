@@ -25,14 +25,34 @@ from privacy.errors import (
 )
 from secure_agg.errors import AggregationAborted, LocalProtocolError, RemoteProtocolError
 
-SERVER_COMMANDS = {"init", "plan", "enroll", "revoke", "renew", "run", "status"}
-CLIENT_COMMANDS = {"init", "join", "check", "run", "ledger", "claim", "audit", "predict"}
+SERVER_COMMANDS = {"init", "plan", "enroll", "revoke", "renew", "run", "status", "export"}
+CLIENT_COMMANDS = {"init", "join", "check", "run", "ledger", "claim", "audit", "predict", "export"}
 
 
-def imported_by(program_name: str) -> set[str]:
+HEAVY = {
+    "PIL",
+    "cryptography",
+    "dp_accounting",
+    "google",
+    "grpc",
+    "numpy",
+    "opacus",
+    "open_clip",
+    "privacy",
+    "safetensors",
+    "scipy",
+    "secure_agg",
+    "timm",
+    "torch",
+    "torchvision",
+}
+"""What only a command that does its work may load."""
+
+
+def imported_by(program_name: str, *arguments: str, before: str = "") -> set[str]:
     script = (
-        f"import sys; from fedmvp.cli.{program_name} import main\n"
-        "sys.argv = ['fedmvp', '--help']\n"
+        f"import sys; {before}\nfrom fedmvp.cli.{program_name} import main\n"
+        f"sys.argv = ['fedmvp', *{arguments!r}]\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print('\\n'.join(sys.modules), file=sys.stderr)"
     )
@@ -43,10 +63,26 @@ def imported_by(program_name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("program_name", ["server", "client"])
-def test_help_loads_neither_torch_nor_grpc(program_name):
-    modules = imported_by(program_name)
-    assert "click" in modules
-    assert not modules & {"torch", "grpc", "open_clip", "opacus", "scipy"}
+def test_help_loads_nothing_that_takes_long(program_name):
+    modules = imported_by(program_name, "--help")
+    assert {"click", f"fedmvp.cli.{program_name}"} <= modules
+    assert modules & HEAVY == set()
+
+
+@pytest.mark.parametrize(("program_name", "command"), [("client", "predict"), ("client", "run"), ("server", "export")])
+def test_help_of_a_command_loads_nothing_that_takes_long_either(program_name, command):
+    assert imported_by(program_name, command, "--help") & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("eager", "caught"),
+    [
+        ("import fedmvp.cli.predict", {"torch", "torchvision", "open_clip", "timm", "numpy", "PIL"}),
+        ("import fedmvp.cli.running", {"grpc", "google", "cryptography", "privacy", "secure_agg"}),
+    ],
+)
+def test_an_import_that_is_not_left_to_its_command_would_be_seen(eager, caught):
+    assert caught <= imported_by("client", "--help", before=eager) & HEAVY
 
 
 def test_help_of_the_server_names_every_command(run):

@@ -206,7 +206,8 @@ class LeadingRank(Ranks):
 
         Raises:
             RanksDisagree: the processes never compared their data.
-            RankLost: one is gone, or an earlier batch was left unfinished.
+            RankLost: one is gone, or an earlier batch is unfinished: left so by an error, or because this one was drawn
+                too early, before the step that its parameters should have taken.
         """
         if DATA not in self._agreed:
             raise RanksDisagree("the processes of this site never compared their data: no batch may be shared")

@@ -117,6 +117,8 @@ def export_model(model: PromptedModel) -> ExportedModel:
     with torch.no_grad():
         try:
             archive = torch.export.export(whole, (images,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False)
+            for name in archive.graph_signature.inputs_to_parameters.values():  # of its own: the model stays trainable
+                archive.state_dict[name] = nn.Parameter(archive.state_dict[name].detach(), requires_grad=False)
             exported = ExportedModel(archive, *_listed(archive))
         except Exception as failure:  # torch.export has a dozen kinds of them, most of them internal
             reason = (str(failure).splitlines() or [""])[0][:160]

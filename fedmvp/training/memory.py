@@ -1,10 +1,10 @@
 """How much memory a piece of a batch needs, known before the first step, and how large a piece may be.
 
-Rehearsals with invented records show how many bytes are alive after every operation. Where an engine does the same
-operations whatever the number of records, each of these numbers grows by the same amount with every further record, so
-two rehearsals tell the peak of any size. An engine that works in parts of bounded size does other operations for other
-numbers; its peak grows no faster than in proportion, which a third rehearsal bounds. What is rehearsed is what the
-engine does, whichever engine it is. No private record is used: what is estimated or refused tells nothing of them.
+Rehearsals with invented records, of two, four and so on as long as they are small, show how many bytes are alive after
+every operation. Where a larger piece runs the same operations, each of these numbers grows by the same amount with
+every further record, so the last two rehearsals tell the peak of any size; where it does not, as where an engine works
+in portions, the peak grows at most in proportion. What is rehearsed is what the engine does, whichever engine it is. No
+private record is used: what is estimated or refused tells nothing of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedmvp.errors import ExitCode, UserError
 from fedmvp.training.free_memory import GIB, room_on
 from fedmvp.training.live_bytes import counted
 from privacy.gradient_sums import GradientSums
-from privacy.records import Data, as_records, invent_records
+from privacy.records import Data, Records, as_records, invent_records
 
 
 @dataclass(frozen=True)
@@ -44,38 +44,65 @@ class Allocator:
 ALLOCATORS = {"cpu": Allocator(2.0, 64 * 2**20), "mps": Allocator(1.5, 256 * 2**20)}
 GPU = Allocator(1.25, 384 * 2**20)
 
-_REHEARSED = (2, 3, 8)
-"""Sizes of the rehearsals; with one record, operations may take other ways, and the largest has to fit anywhere."""
+REHEARSED_BYTES = 2**28
+"""Rehearsals double while they need less than this: seconds on a processor, next to nothing on a GPU."""
+
+_SMALLEST = 2
+"""Records of the first rehearsal; with one, operations may take other ways."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a piece of invented records needed.
+
+    Args:
+        records: of the piece.
+        trace: bytes of tensors alive after each operation.
+        kept: bytes that the forward pass left for the backward pass.
+    """
+
+    records: int
+    trace: NDArray[np.int64] = field(repr=False, compare=False)
+    kept: int
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of tensors alive at once."""
+        return int(self.trace.max(initial=0))
+
+
+@dataclass(frozen=True)
 class StepMemory:
     """Bytes that a piece of a batch needs on one device, by the number of its records.
 
     Args:
-        traces: bytes alive after each operation of the rehearsals.
-        kept: bytes that each forward pass left for its backward pass.
+        rehearsals: at least two, of more and more records.
         state: bytes that training holds whatever the size of the piece.
         allocator: of the device.
+        ahead: bytes of one record, of the piece that may be fetched while this one is worked on.
     """
 
-    traces: tuple[NDArray[np.int64], ...] = field(repr=False)
-    kept: tuple[int, ...]
+    rehearsals: tuple[Rehearsal, ...]
     state: int
     allocator: Allocator
+    ahead: int = 0
 
     def activations(self, records: int) -> int:
         """Bytes that the forward pass of a piece leaves for the backward pass."""
-        small, large = self.kept[:2]
-        return max(0, small + (large - small) * (records - _REHEARSED[0]))
+        before, last = self.rehearsals[-2:]
+        slope = (last.kept - before.kept) / (last.records - before.records)
+        return max(0, round(last.kept + slope * (records - last.records)))
 
     def tensors(self, records: int) -> int:
         """Most bytes of tensors that are alive at once for a piece."""
-        small, large, largest = self.traces
-        if len(small) == len(large) == len(largest):
-            at_each = small + (large - small) * (records - _REHEARSED[0])
-            return int(at_each.max(initial=0))
-        return math.ceil(int(largest.max(initial=0)) * max(1.0, records / _REHEARSED[-1]))
+        before, last = self.rehearsals[-2:]
+        if records <= last.records:
+            sizes = [rehearsal.records for rehearsal in self.rehearsals]
+            return math.ceil(float(np.interp(records, sizes, [rehearsal.peak for rehearsal in self.rehearsals])))
+        if len(before.trace) == len(last.trace):
+            slopes = (last.trace - before.trace) / (last.records - before.records)
+            return math.ceil(float((last.trace + slopes * (records - last.records)).max()))
+        return math.ceil(last.peak * records / last.records)
 
     def peak(self, records: int) -> int:
         """Most bytes that training needs at once, with room for what cannot be counted.
@@ -83,7 +110,8 @@ class StepMemory:
         Args:
             records: of a piece, at least 1.
         """
-        return math.ceil(self.allocator.margin * (self.tensors(records) + self.state)) + self.allocator.reserve
+        counted = self.tensors(records) + records * self.ahead + self.state
+        return math.ceil(self.allocator.margin * counted) + self.allocator.reserve
 
     def largest(self, budget: int, most: int) -> int:
         """The largest piece of up to ``most`` records that needs no more than ``budget`` bytes; 0 if there is none."""
@@ -94,23 +122,28 @@ class StepMemory:
         return low
 
 
-def measure_step(sums: GradientSums, data: Data, *, momentum: bool = True) -> StepMemory:
-    """Rehearse a piece of a batch and return what it needs.
+def measure_step(sums: GradientSums, data: Data, *, most: int, momentum: bool = True) -> StepMemory:
+    """Rehearse pieces of a batch and return what they need.
 
     Args:
         sums: an engine, or what computes for one.
         data: of which shapes and types are read.
+        most: the largest piece of interest.
         momentum: whether the optimizer keeps one number a parameter.
     """
-    device = sums.device
-    traces, kept = [], []
-    for records in _REHEARSED:
-        with counted(device) as live:
-            sums.rehearse(invent_records(as_records(data), device, records))
-        traces.append(np.array(live.trace, dtype=np.int64))
-        kept.append(live.kept)
+    device, records = sums.device, as_records(data)
+    rehearsals = [_rehearse(sums, records, _SMALLEST), _rehearse(sums, records, 2 * _SMALLEST)]
+    while (last := rehearsals[-1]).records < most and last.peak < REHEARSED_BYTES:
+        rehearsals.append(_rehearse(sums, records, min(2 * last.records, most)))
+    one = sum(part.nbytes for part in invent_records(records, device, 1))
     state = _state_bytes(sums.trained, device, momentum=momentum)
-    return StepMemory(tuple(traces), tuple(kept), state, ALLOCATORS.get(device.type, GPU))
+    return StepMemory(tuple(rehearsals), state, ALLOCATORS.get(device.type, GPU), ahead=one)
+
+
+def _rehearse(sums: GradientSums, records: Records, count: int) -> Rehearsal:
+    with counted(sums.device) as live:
+        sums.rehearse(invent_records(records, sums.device, count))
+    return Rehearsal(count, np.array(live.trace, dtype=np.int64), live.kept)
 
 
 def _state_bytes(parameters: Sequence[nn.Parameter], device: torch.device, *, momentum: bool) -> int:
@@ -163,9 +196,10 @@ def plan_memory(sums: GradientSums, data: Data, request: MemoryRequest, *, logic
     Raises:
         UserError: the choice does not fit, or not even one record does.
     """
-    device, memory = sums.device, measure_step(sums, data)
-    room = room_on(device, limit_gb=request.limit_gb, sharers=request.sharers)
+    device = sums.device
     most = math.ceil(logical + 4 * math.sqrt(logical))  # a Poisson batch is larger once in thirty thousand steps
+    memory = measure_step(sums, data, most=most)
+    room = room_on(device, limit_gb=request.limit_gb, sharers=request.sharers)
     physical_batch = fit_physical_batch(memory, request.physical_batch, most=most, room=room.free, where=str(device))
     sums.performance = replace(sums.performance, max_physical_batch=physical_batch)
     usable = None if room.free is None else room.used + room.free

@@ -111,6 +111,7 @@ def test_a_documented_loader_gives_the_models_logits_where_nothing_of_ours_is_in
         f"{block_with(readme, 'ImageOps')}\n{loader}\n"
         f"images = torch.cat([read(path) for path in {[str(path) for path in paths]!r}])\n"
         "alone = logits_of(images[:1])\n"
+        "assert not logits_of(images).requires_grad\n"
         "import json\nprint(json.dumps([logits_of(images).tolist(), alone.tolist()]))\n",
     )
     together, alone = map(torch.tensor, json.loads(printed))

@@ -12,7 +12,7 @@ from privacy.chain import EntryKind
 from tests.e2e.federation import Federation, Process, policy_text
 from tests.e2e.test_real_training import make_images
 
-SECRET = re.compile(r"\.key$|ledger\.sqlite|/state(/|$)")
+SECRET = re.compile(r"(identity|tls)\.key$|ledger\.sqlite|/state(/|$)")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

@@ -86,6 +86,13 @@ def test_the_program_reads_every_tensor_it_is_given_and_none_of_the_text_tower()
     assert tower <= sum(value.numel() for value in exported.tensors.values()) < 1.2 * tower
 
 
+def test_an_exported_model_asks_for_no_gradients_and_leaves_the_model_trainable() -> None:
+    model, exported = exported_choice(Variant.NARROW, Injection.LAST_BLOCK, NeutralStart.MIX)
+    assert not exported.archive.module()(random_images(2)).requires_grad
+    assert not any(value.requires_grad for value in exported.tensors.values())
+    assert all(value.requires_grad for value in model.parameters())
+
+
 def test_memory_is_used_again_along_the_program() -> None:
     _, exported = exported_choice(Variant.LORA, Injection.INPUT, NeutralStart.ANCHOR)
     assert len({row[0] for row in exported.program}) < len(exported.program) / 10

@@ -181,8 +181,8 @@ def partial_patients(ranks: Ranks) -> Callable[..., Iterator[tuple[Batch, Units]
 def train(case: Case, folder: Path, ranks: LeadingRank | None = None) -> Tensor:
     """What a case ends with: parameters, or the integers for the ring."""
     with pytest.MonkeyPatch.context() as patch:
-        draws = np.random.default_rng(11)
-        patch.setattr(dpsgd, "PoissonSampler", lambda count, rate: PoissonSampler(count, rate, draws.bytes))
+        draws, members = np.random.default_rng(11), np.random.default_rng(12)
+        patch.setattr(dpsgd, "PoissonSampler", lambda count, rate: PoissonSampler(count, rate, members.bytes))
         patch.setattr(dpsgd, "noisy_sum", partial(NOISY_SUM, randomness=draws.bytes))
         if ranks is not None:
             break_shares(case, ranks, patch)

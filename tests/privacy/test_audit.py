@@ -18,7 +18,7 @@ import pytest
 import torch
 from scipy.stats import beta, binom, norm
 
-from privacy import ADD_OR_REMOVE_ONE, Mode, PrivacyParameters, SubsampledGaussian, dpsgd, epsilon
+from privacy import ADD_OR_REMOVE_ONE, Mode, PrivacyParameters, SubsampledGaussian, dpsgd, epsilon, gradient_sums
 from privacy.audit import (
     audit_mechanism,
     audit_one_step,
@@ -112,7 +112,7 @@ def test_the_engine_is_not_accused(unit: str) -> None:
 def test_control_an_engine_with_a_broken_step_is_accused(
     broken: type[NoisyOptimizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dpsgd, "NoisyOptimizer", broken)
+    monkeypatch.setattr(gradient_sums, "NoisyOptimizer", broken)
     report = audit_mechanism(CLAIMS_TWO, ROUNDS, canaries=CANARIES, guess_fraction=GUESS_FRACTION)
     assert report.epsilon_lower >= 4
     assert report.contradicts_claim
@@ -125,7 +125,7 @@ def test_control_an_engine_that_takes_every_record_in_every_step_is_accused(monk
 
 
 def test_control_clipping_records_where_patients_are_promised_is_accused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpsgd, "NoisyOptimizer", ClipsRecordsOfPatients)
+    monkeypatch.setattr(gradient_sums, "NoisyOptimizer", ClipsRecordsOfPatients)
     params = replace(CLAIMS_TWO, unit="patient")
     report = audit_mechanism(params, ROUNDS, canaries=CANARIES, guess_fraction=GUESS_FRACTION)
     assert report.contradicts_claim
@@ -159,7 +159,7 @@ def test_the_audit_charges_every_round_to_a_ledger_that_is_gone_afterwards(monke
 
 def test_noise_that_repeats_is_invisible_to_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Said in the module, and the reason why the freshness of the noise has tests of its own."""
-    monkeypatch.setattr(dpsgd, "NoisyOptimizer", OneNoiseForAllSteps)
+    monkeypatch.setattr(gradient_sums, "NoisyOptimizer", OneNoiseForAllSteps)
     report = audit_mechanism(CLAIMS_TWO, ROUNDS, canaries=CANARIES, guess_fraction=GUESS_FRACTION)
     assert not report.contradicts_claim
 
@@ -207,7 +207,7 @@ def test_one_step_is_not_accused() -> None:
 
 @pytest.mark.parametrize("broken", BROKEN_STEPS)
 def test_control_one_broken_step_is_accused(broken: type[NoisyOptimizer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dpsgd, "NoisyOptimizer", broken)
+    monkeypatch.setattr(gradient_sums, "NoisyOptimizer", broken)
     assert audit_one_step(ONE_STEP_CLAIMS_TWO, trials=400).contradicts_claim
 
 

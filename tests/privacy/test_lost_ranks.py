@@ -73,18 +73,18 @@ def run_out_of_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message", "theirs"),
+    ("fault", "patience", "message", "theirs"),
     [
-        (die, "has died or does not answer, while the shares", None),
-        (fall_silent, "has died or does not answer, while the shares", RankLost),
-        (run_out_of_memory, "process 1 of this site failed on its share", MemoryError),
+        (die, 30.0, "has died or does not answer, while the shares", None),
+        (fall_silent, 3.0, "has died or does not answer, while the shares", RankLost),
+        (run_out_of_memory, 30.0, "process 1 of this site failed on its share", MemoryError),
     ],
 )
 def test_a_process_that_is_lost_ends_the_batch_before_anything_could_be_released(
-    tmp_path: Path, fault: Callable[[], None], message: str, theirs: type[BaseException] | None
+    tmp_path: Path, fault: Callable[[], None], patience: float, message: str, theirs: type[BaseException] | None
 ) -> None:
     leader, other = run_site(
-        tmp_path / "site", partial(refused, train_once), partial(compute_once, change=fault), timeout_seconds=3.0
+        tmp_path / "site", partial(refused, train_once), partial(compute_once, change=fault), timeout_seconds=patience
     )
     assert leader.error is None, leader.trace
     assert isinstance(leader.returned, RankLost)

@@ -59,6 +59,7 @@ class LabelledRecords(Records):
     def __init__(self, features: FeatureRecords, labels: Tensor) -> None:
         self._features = features
         self._labels = labels.to("cpu", torch.int64)
+        self._layout = [*((shape, torch.float32) for shape in features.shapes), ((), torch.int64)]
 
     def __len__(self) -> int:
         return len(self._features)
@@ -66,7 +67,7 @@ class LabelledRecords(Records):
     @property
     def layout(self) -> Sequence[tuple[tuple[int, ...], torch.dtype]]:
         """As in :class:`privacy.records.Records`."""
-        return [*((shape, torch.float32) for shape in self._features.shapes), ((), torch.int64)]
+        return self._layout
 
     def take(self, positions: NDArray[np.int64], device: torch.device) -> tuple[Tensor, ...]:
         """As in :class:`privacy.records.Records`."""

@@ -25,6 +25,9 @@ from tests.model.tiny import CHOICES, random_images, tiny_model
 
 SLOW = LocalTraining(learning_rate=0.1)
 
+ROUNDED_AWAY = 4
+"""Coordinates of the largest module whose noise may happen to be below float32's last bit; 0.01 are expected."""
+
 
 def coloured_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images of three classes that differ by their brightest channel."""
@@ -51,8 +54,7 @@ def test_a_private_round_returns_a_finite_difference_for_every_choice(
     assert update.shape == (dimension(model),)
     assert update.dtype == np.float64
     assert np.isfinite(update).all()
-    # Noise reaches every parameter; once in a hundred thousand it is too small to move one in float32.
-    assert np.count_nonzero(update == 0) <= 4
+    assert (update == 0).sum() <= ROUNDED_AWAY  # noise reaches every parameter
     np.testing.assert_allclose(get_vector(model), start_vector + update, rtol=1e-5, atol=1e-6)
 
 
@@ -133,7 +135,7 @@ def test_a_site_without_records_returns_noise_like_any_other(params: PrivacyPara
     features, labels = site(model)
     none = FrozenFeatures({name: value[:0] for name, value in features.tensors.items()})
     trainer = LocalTrainer.for_prompts(model, none, labels[:0], training=SLOW, privacy=params, ledger=ledger)
-    assert (trainer.train_round(get_vector(model)) != 0).all()
+    assert (trainer.train_round(get_vector(model)) == 0).sum() <= ROUNDED_AWAY
 
 
 def test_rounds_in_one_process_average_the_sites_and_charge_each_ledger(
@@ -207,7 +209,7 @@ def test_a_private_round_on_records_that_do_not_fit_in_memory_runs_and_is_noised
     records = records_of(model, images, "on disk", tmp_path)
     assert not records.in_memory
     trainer = LocalTrainer.for_prompts(model, records, labels, training=SLOW, privacy=params, ledger=ledger)
-    assert (trainer.train_round(get_vector(model)) != 0).all()
+    assert (trainer.train_round(get_vector(model)) == 0).sum() <= ROUNDED_AWAY
 
 
 def test_reproducible_computing_repeats_the_arithmetic_and_neither_noise_nor_sampling(
@@ -233,4 +235,4 @@ def test_reproducible_computing_repeats_the_arithmetic_and_neither_noise_nor_sam
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
     assert np.array_equal(updates[0], updates[1])
     assert not np.array_equal(updates[2], updates[3])  # sampled anew
-    assert (updates[4] != updates[5]).all()  # noise is fresh
+    assert (updates[4] == updates[5]).sum() <= ROUNDED_AWAY  # noise is fresh

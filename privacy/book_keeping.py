@@ -64,12 +64,8 @@ def book_keeping(module: nn.Module) -> Iterator[Callable[[Callable[[], Tensor]],
         A function of a function that computes losses (B,). It calls that, runs one backward pass over their sum and
         leaves ``sample_gradients`` on every trained parameter that was reached.
     """
-    book = _Book([parameter for parameter in module.parameters() if parameter.requires_grad])
-    handles = [
-        layer.register_forward_hook(book.open, prepend=True, with_kwargs=True)
-        for layer in module.modules()
-        if is_trained(layer)
-    ]
+    book = _Book(module)
+    handles = [layer.register_forward_hook(book.open, prepend=True, with_kwargs=True) for layer in book.layers]
     try:
         yield book.backward
     finally:
@@ -81,13 +77,22 @@ def book_keeping(module: nn.Module) -> Iterator[Callable[[Callable[[], Tensor]],
 class _Book:
     """What the calls of the layers leave in one pass."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._trained = set(parameters)
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._trained = {
+            layer: [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
+            for layer in module.modules()
+            if is_trained(layer)
+        }
         self._parts: dict[Tensor, list[SampleGradients | Tensor]] = {}
         self._size = 0
         # Part of every call's graph: the gradient at its output is computed even if its input needs none.
         self._anchor = torch.zeros((), requires_grad=True)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers that hold trained parameters themselves."""
+        return list(self._trained)
 
     def open(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         """See a call of a trained layer, as its forward hook."""
@@ -114,13 +119,12 @@ class _Book:
     def close(self, layer: nn.Module, inputs: list[Tensor], gradient: Tensor) -> None:
         """Take the gradient at the output of a call."""
         rule = rule_of(layer)
-        if rule is None or gradient.dim() == 0 or len(gradient) != self._size:
+        if rule is None or gradient.dim() == 0 or gradient.shape[0] != self._size:
             raise NotDecomposable(
                 f"a trained {type(layer).__name__} has no per-sample gradient for {self._size} records (its output has "
                 f"shape {tuple(gradient.shape)}); the batch must be in the first dimension"
             )
-        trained = [parameter for parameter in layer.parameters(recurse=False) if parameter in self._trained]
-        with _requires_grad(trained, required=True):  # which is how a rule tells them from frozen ones
+        with _requires_grad(self._trained[layer], required=True):  # which is how a rule tells them from frozen ones
             for parameter, part in rule(layer, inputs, gradient).items():
                 self._parts.setdefault(parameter, []).append(part)
 
@@ -206,4 +210,6 @@ def _layer_norm_gradients(
 def _by_token(values: Tensor, width: int) -> Tensor:
     """(B, ..., *shape) as (B, T, *shape), where shape has ``width`` dimensions."""
     middle = values.dim() - width
-    return values.reshape(len(values), math.prod(values.shape[1:middle]), *values.shape[middle:])
+    if middle == 2:
+        return values
+    return values.reshape(values.shape[0], math.prod(values.shape[1:middle]), *values.shape[middle:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from privacy.mechanism import PrivacyParameters
+from privacy.mechanism import Mode, PrivacyParameters
 from privacy.noise import gaussian
 from privacy.per_sample import take_gradients
 from privacy.sample_gradients import LARGEST_NORM, Rows, SampleGradients, all_true, exact_dtype, joint_norms
@@ -40,8 +41,9 @@ class Units:
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
     """Sums clipped per-sample gradients of one logical batch, adds noise once, divides by a public number, steps.
 
-    The clipped sum is kept in float64 and brought to the CPU, where the noise is drawn. A batch may arrive in any
-    number of parts, including none. Nothing about the batch (its size, its norms) is kept or returned.
+    The clipped sum is kept in float64, on the device of the parameters if that has it. The noise is always drawn on the
+    CPU; where the gradients are computed elsewhere, it is drawn meanwhile. A batch may arrive in any number of parts,
+    including none. Nothing about the batch (its size, its norms) is kept or returned.
 
     Args:
         optimizer: the plain optimizer whose step is taken.
@@ -58,6 +60,8 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
             loss_reduction="mean",
         )
         self._noise = noise
+        self._draws_ahead = params.mode is Mode.RECORD_LOCAL and self.params[0].device.type == "cuda"
+        self._ahead: tuple[float, Future[Tensor]] | None = None
         self._unfinished: list[Tensor] | None = None
 
     def accumulate(self, batch_size: int, units: Units | None = None) -> None:
@@ -67,6 +71,8 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
             batch_size: records in the pass.
             units: which unit each of them belongs to; None where every record is one.
         """
+        if self._draws_ahead and self._ahead is None:
+            self._ahead = self._deviation, ThreadPoolExecutor(1).submit(self._draw, self._deviation)
         gradients = [take_gradients(parameter, batch_size) for parameter in self.params]
         if units is None:
             self._add_clipped(gradients)
@@ -85,9 +91,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
             gradients = [gradient.take(records) for gradient in gradients]
             factors = factors[records]
         for parameter, gradient in zip(self.params, gradients, strict=True):
-            part = gradient.weighted_sum(factors)
-            if exact_dtype(part.device) is not torch.float64:
-                part = part.cpu()
+            part = gradient.weighted_sum(factors).to(_place_of_sum(parameter))
             if parameter.summed_grad is None:
                 parameter.summed_grad = part.double()
             else:
@@ -122,15 +126,25 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
             else:
                 self._unfinished = sums
 
+    @property
+    def _deviation(self) -> float:
+        """Of the noise, for each coordinate of the sum."""
+        return float(self.noise_multiplier * self.max_grad_norm)
+
+    def _draw(self, deviation: float) -> Tensor:
+        """One draw for each coordinate (d,), where the sum is."""
+        draw = torch.from_numpy(self._noise(sum(parameter.numel() for parameter in self.params), deviation))
+        return draw.to(_place_of_sum(self.params[0]))
+
     def add_noise(self) -> None:
         """Add one draw of noise per coordinate to the sum; an empty batch is a sum of zero."""
         parameters: list[nn.Parameter] = self.params
-        sizes = [parameter.numel() for parameter in parameters]
-        draw = torch.from_numpy(self._noise(sum(sizes), self.noise_multiplier * self.max_grad_norm))
-        for parameter, noise in zip(parameters, torch.split(draw, sizes), strict=True):
+        ahead, self._ahead = self._ahead, None  # whatever happens next, it is used once
+        draw = ahead[1].result() if ahead and ahead[0] == self._deviation else self._draw(self._deviation)
+        for parameter, noise in zip(parameters, torch.split(draw, [p.numel() for p in parameters]), strict=True):
             summed = parameter.summed_grad  # type: ignore[attr-defined]
-            noisy = noise.view(parameter.shape)
-            parameter.summed_grad = noisy if summed is None else summed.cpu().add_(noisy)  # type: ignore[attr-defined]
+            noisy = noise.view(parameter.shape).to(_place_of_sum(parameter))
+            parameter.summed_grad = noisy if summed is None else summed.add_(noisy)  # type: ignore[attr-defined]
 
     def scale_grad(self) -> None:
         """Divide the noisy sum by the public denominator and hand it to the plain optimizer."""
@@ -144,6 +158,12 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # opacus is untyped
         self.add_noise()
         self.scale_grad()
         return True
+
+
+def _place_of_sum(parameter: nn.Parameter) -> torch.device:
+    """The parameter's device if that has float64, else the CPU."""
+    has_float64 = exact_dtype(parameter.device) is torch.float64
+    return parameter.device if has_float64 else torch.device("cpu")
 
 
 def clipping_factors(norms: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor]:

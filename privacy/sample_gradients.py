@@ -24,6 +24,9 @@ CHUNK_BYTES_ELSEWHERE = 2**27
 KEPT_BYTES = 2**25
 """Gradients of one parameter that are formed for their norms are kept for the sum up to here, 32 MiB."""
 
+_READING = 16
+"""What a number of a gradient costs to write and to read twice, in multiplications."""
+
 LARGEST_NORM = 1e30
 """A gradient of this norm or more counts as one that is not finite; so does one with such a token in it."""
 
@@ -39,6 +42,9 @@ _BLOCK = 256
 
 _EASY_NORMS = (1e-15, 1e15)
 """Between these no square that matters overflows or vanishes in float32."""
+
+_FEW_NUMBERS = 2**16
+"""So many are read in float64 sooner than in blocks."""
 
 _FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 """Compute capabilities of CUDA devices with half as many units for float64 as for float32; others have a 64th."""
@@ -141,13 +147,13 @@ class Outer:
 
     def __init__(self, activations: Tensor, gradients: Tensor) -> None:
         # Activations that were expanded over the batch are one copy and many names for it.
-        copies = activations.dim() == 3 and activations.stride(0) == 0 and len(activations) > 0
+        copies = activations.dim() == 3 and activations.stride(0) == 0 and activations.shape[0] > 0
         self.activations = activations[0] if copies else activations
         self.gradients = gradients
         self._rows: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.gradients)
+        return self.gradients.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -170,7 +176,7 @@ class Outer:
         if tokens == 1 and not self.is_shared:
             return _norms_of_pairs(self.activations, self.gradients)
         # In multiplications a record: those of gradients and of pairs, beside those of the sum that follows.
-        forming, reading = tokens * size, 3 * size
+        forming, reading = tokens * size, _READING * size
         pairing = tokens**2 * outputs if self.is_shared else 2 * tokens * (tokens + 2) * (outputs + inputs)
         fits = len(self) * size * self.gradients.element_size() <= KEPT_BYTES
         if fits and pairing > reading + forming * self.is_shared:
@@ -179,11 +185,11 @@ class Outer:
         if pairing > reading + forming:
             return self._in_chunks(_norms_by_rows, self.gradients.dtype, size)
         if self.is_shared:
-            exact = self.activations.to(exact_dtype(self.gradients.device))
-            norms = functools.partial(_norms_by_shared_pairs, exact @ exact.T)
-            return self._in_chunks(norms, self.gradients.dtype, 4 * tokens * outputs)
+            by_shared = functools.partial(_norms_by_shared_pairs, *_scaled_products(self.activations))
+            return self._in_chunks(by_shared, self.gradients.dtype, 4 * tokens * outputs)
         dtype = torch.promote_types(product_dtype(self.gradients.device), self.gradients.dtype)
-        return self._in_chunks(_norms_by_pairs, dtype, 2 * tokens**2 + tokens * (outputs + inputs))
+        by_pairs = _norms_by_pairs if dtype is torch.float64 else _norms_by_balanced_pairs
+        return self._in_chunks(by_pairs, dtype, 2 * tokens**2 + tokens * (outputs + inputs))
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """See :class:`SampleGradients`; one product, in the precision of the parameter."""
@@ -245,14 +251,39 @@ def _norms_by_pairs(activations: Tensor, gradients: Tensor) -> Tensor:
     return _at_least((squares + _units(right.dtype) * terms.square()).clamp(min=0).sqrt(), terms, *lengths)
 
 
-def _norms_by_shared_pairs(left: Tensor, _: Tensor, gradients: Tensor) -> Tensor:
-    """The same where every record has the same activations, whose inner products (T, T) were formed exactly."""
+def _norms_by_balanced_pairs(activations: Tensor, gradients: Tensor) -> Tensor:
+    """The same in float32, with both factors of a term equally long and the longest of them of length 1.
+
+    So a product that vanishes belongs to a term that does not matter.
+    """
+    lengths = _token_norms(activations), _token_norms(gradients)  # (B, T)
+    terms = (lengths[0] * lengths[1]).sqrt()
+    longest = terms.amax(dim=1, keepdim=True)
+    scales = [torch.where(terms > 0, terms / length / longest, 0.0)[..., None] for length in lengths]
+    norms = _norms_by_pairs(
+        *(part * scale.to(part) for part, scale in zip((activations, gradients), scales, strict=True))
+    )
+    return _at_least(
+        torch.where(longest[:, 0] > 0, norms * longest[:, 0].square(), longest[:, 0]), _terms(*lengths), *lengths
+    )
+
+
+def _scaled_products(activations: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products of tokens (T, T), none larger than 1, formed in float64 where the device has it, and the scale."""
+    exact = activations.to(exact_dtype(activations.device))
+    longest = _token_norms(exact).amax()
+    exact = torch.where(longest > 0, exact / longest, exact)
+    return exact @ exact.T, longest
+
+
+def _norms_by_shared_pairs(left: Tensor, scale: Tensor, _: Tensor, gradients: Tensor) -> Tensor:
+    """The same where every record has the same activations, given by :func:`_scaled_products`."""
     lengths = left.diagonal().sqrt(), _token_norms(gradients)
     products = left.to(gradients.dtype) @ gradients
     squares = products.to(left.dtype).mul_(gradients).sum(dim=(-2, -1))
     absolute = ((lengths[1] @ left.abs()) * lengths[1]).sum(dim=-1)
     squares = (squares + _units(gradients.dtype) * absolute).clamp(min=0)
-    return _at_least(squares.sqrt(), _terms(*lengths), *lengths)
+    return scale * _at_least(squares.sqrt(), _terms(*lengths), lengths[0] * scale, lengths[1])
 
 
 def _norms_by_rows(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -269,8 +300,10 @@ def _norms_of_pairs(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _norms_of_rows(rows: Tensor) -> Tensor:
-    """Norms of (B, n): short blocks are added up in the precision of the rows, and these in float64."""
-    size, count = len(rows), rows.shape[1] // _BLOCK
+    """Norms of (B, n): of many numbers, short blocks are added up as they are, and the blocks in float64."""
+    size, count = rows.shape[0], rows.shape[1] // _BLOCK
+    if rows.numel() <= _FEW_NUMBERS:
+        return _token_norms(rows)
     exact = exact_dtype(rows.device)
     blocks = torch.linalg.vector_norm(rows[:, : count * _BLOCK].reshape(size, count, _BLOCK), dim=2).to(exact)
     rest = torch.linalg.vector_norm(rows[:, count * _BLOCK :], dim=1, dtype=exact)
@@ -280,8 +313,15 @@ def _norms_of_rows(rows: Tensor) -> Tensor:
 
 
 def _token_norms(tokens: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(tokens, dim=-1, dtype=exact_dtype(tokens.device))
-    return norms
+    """Norms along the last dimension, however long or short."""
+    exact = exact_dtype(tokens.device)
+    norms: Tensor
+    if exact is torch.float64:
+        norms = torch.linalg.vector_norm(tokens, dim=-1, dtype=exact)
+        return norms
+    largest = tokens.abs().amax(dim=-1, keepdim=True)
+    norms = torch.linalg.vector_norm(tokens / torch.where(largest > 0, largest, 1.0), dim=-1)
+    return largest[..., 0] * norms
 
 
 def _terms(activations: Tensor, gradients: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """The engine: what a step does to the parameters, and what it refuses."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,8 @@ from privacy import BudgetExceeded, Ledger, LedgerError, Mode, NotDecomposable, 
 from privacy.dpsgd import DpSgdEngine
 from privacy.mechanism import PerformanceParameters
 from privacy.noise import gaussian
-from privacy.optimizer import NoisyOptimizer, Units
-from privacy.per_sample import Batch
+from privacy.optimizer import Noise, NoisyOptimizer, Units
+from privacy.per_sample import Batch, per_sample_pass
 from tests.privacy.checks import check_gaussian
 from tests.privacy.conftest import POLICY
 from tests.privacy.modules import (
@@ -90,6 +92,89 @@ def test_the_engine_passes_the_check_of_its_mechanism(ledger: Ledger, sharp: Pri
     check_mechanism(lambda m: DpSgdEngine(m, inner_product, params=sharp, ledger=ledger, learning_rate=1.0), sharp)
 
 
+class DrawnAhead(NoisyOptimizer):
+    """As on a GPU: the noise is drawn while the gradients are computed."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, params: PrivacyParameters, noise: Noise = gaussian) -> None:
+        super().__init__(optimizer, params, noise)
+        self._draws_ahead = True
+
+
+def _engine_of(kind: type[NoisyOptimizer], params: PrivacyParameters, ledger: Ledger) -> Build:
+    class Engine(DpSgdEngine):
+        def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
+            return kind(optimizer, self._params)
+
+    return lambda module: Engine(module, inner_product, params=params, ledger=ledger, learning_rate=1.0)
+
+
+def test_an_engine_that_draws_its_noise_ahead_passes_the_check_of_its_mechanism(
+    ledger: Ledger, sharp: PrivacyParameters
+) -> None:
+    check_mechanism(_engine_of(DrawnAhead, sharp, ledger), sharp)
+
+
+def check_drawn_once(kind: type[DrawnAhead], params: PrivacyParameters) -> None:
+    """Assert that each step has a draw of its own, made beside it, of the deviation that holds when it is added."""
+    module, drawn = Flat(), []
+
+    def noise(size: int, deviation: float) -> np.ndarray:
+        drawn.append((threading.current_thread() is threading.main_thread(), deviation))
+        return np.full(size, float(len(drawn)))
+
+    optimizer = kind(torch.optim.SGD(module.parameters(), lr=1.0), params, noise)
+
+    def added(parts: int, factor: float = 1.0) -> int:
+        """Which draw the step after so many parts of a batch adds."""
+        optimizer.zero_grad(set_to_none=True)
+        with per_sample_pass(module, "book-keeping") as run:
+            for _ in range(parts):
+                run(inner_product, (torch.zeros(2, WIDE),))
+                optimizer.accumulate(2)
+        before = trained(module)
+        optimizer.max_grad_norm *= factor
+        optimizer.step()
+        return round(float((before - trained(module)).mean() * params.expected_batch_size))
+
+    deviation = params.noise_multiplier * params.max_grad_norm
+    assert [added(1), added(3), added(0)] == [1, 2, 3], "a draw was used twice"
+    assert added(1, factor=2.0) == 5, "noise of a former deviation was added"
+    assert drawn == [(False, deviation)] * 2 + [(True, deviation), (False, deviation), (True, 2 * deviation)]
+
+
+def test_noise_drawn_ahead_is_drawn_once_a_step_beside_it_and_never_used_twice(params: PrivacyParameters) -> None:
+    check_drawn_once(DrawnAhead, params)
+
+
+class AheadForEver(DrawnAhead):
+    """Keeps what was drawn ahead."""
+
+    def add_noise(self) -> None:
+        kept = self._ahead
+        super().add_noise()
+        self._ahead = kept
+
+
+def test_control_noise_drawn_ahead_once_for_ever_fails_the_same_check(params: PrivacyParameters) -> None:
+    with pytest.raises(AssertionError, match="used twice"):
+        check_drawn_once(AheadForEver, params)
+
+
+def test_a_step_whose_noise_failed_is_not_taken(params: PrivacyParameters) -> None:
+    module = Flat()
+
+    def broken(size: int, deviation: float) -> np.ndarray:
+        raise RuntimeError("no randomness")
+
+    optimizer = DrawnAhead(torch.optim.SGD(module.parameters(), lr=1.0), params, broken)
+    with per_sample_pass(module, "book-keeping") as run:
+        run(inner_product, (torch.ones(2, WIDE),))
+        optimizer.accumulate(2)
+    with pytest.raises(RuntimeError, match="no randomness"):
+        optimizer.step()
+    assert not trained(module).any()
+
+
 class NoClip(NoisyOptimizer):
     def accumulate(self, batch_size: int, units: Units | None = None) -> None:
         self.max_grad_norm, bound = 1e12, self.max_grad_norm
@@ -139,12 +224,8 @@ class SameNoiseEveryStep(NoisyOptimizer):
 def test_control_a_broken_mechanism_fails_the_same_check(
     ledger: Ledger, sharp: PrivacyParameters, broken: type[NoisyOptimizer]
 ) -> None:
-    class Broken(DpSgdEngine):
-        def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
-            return broken(optimizer, self._params)
-
     with pytest.raises(AssertionError):
-        check_mechanism(lambda m: Broken(m, inner_product, params=sharp, ledger=ledger, learning_rate=1.0), sharp)
+        check_mechanism(_engine_of(broken, sharp, ledger), sharp)
 
 
 def _expected_step(module: nn.Module, batch: Batch, params: PrivacyParameters) -> Tensor:

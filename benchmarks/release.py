@@ -27,7 +27,7 @@ def release(trained: Trained, workload: Workload) -> Iterator[Step]:
     """Yield the step of the release."""
     model, backbone = trained.model, trained.model.backbone
     optimizer = torch.optim.SGD(trained.parameters, lr=LEARNING_RATE)
-    kept = model.bank, model._conditioning  # noqa: SLF001 - what the product computes once is set anew here
+    kept = model.bank, model._attributes  # noqa: SLF001 - what the product computes once is set anew here
 
     def features() -> Batch:
         pixels = backbone.normalise(trained.images)
@@ -39,14 +39,14 @@ def release(trained: Trained, workload: Workload) -> Iterator[Step]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         model.bank = build_attribute_bank(backbone, workload.task)
-        model._conditioning = model.bank.conditioning  # noqa: SLF001
+        model._attributes = model.bank.conditioning  # noqa: SLF001
         trained.losses(model, features()).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     try:
         yield step
     finally:
-        model.bank, model._conditioning = kept  # noqa: SLF001
+        model.bank, model._attributes = kept  # noqa: SLF001
         optimizer.zero_grad(set_to_none=True)
 
 

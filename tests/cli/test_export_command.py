@@ -29,6 +29,7 @@ from fedmvp.study.prompts import CLAIM, read_prompts, write_prompts
 from fedmvp.study.storage import whole_folder
 from privacy.claim import parse_claim
 from tests.cli.conftest import PROMPTS_POLICY, make_prompts, picture
+from tests.cli.test_terms_of_epsilon import check_text
 from tests.docs.documents import ROOT
 from tests.model.tiny import tiny_backbone
 
@@ -174,8 +175,10 @@ def test_the_person_is_told_what_is_in_it_how_large_it_is_and_whose_licence_it_h
     assert f"{folder / 'model.safetensors'}: {size:,.1f} MB" in told
     assert "the frozen vision tower of fedmvp-tiny (embedded), under its publisher's licence" in told
     assert "no text tower, no image, no key" in told
+    check_text(told)
     assert "claim: epsilon " in told
     readme = (folder / "README.md").read_text(encoding="utf-8")
+    check_text(readme)
     assert "under its publisher's licence" in readme
     assert "UNSAFE" not in readme
 

@@ -211,6 +211,7 @@ def test_no_command_that_shows_an_epsilon_was_forgotten():
         f"fedmvp-server {name}" for name in SERVER_COMMANDS
     }
     elsewhere = {"fedmvp-client join", "fedmvp-client predict", "fedmvp-client run", "fedmvp-server enroll"}
+    elsewhere |= {"fedmvp-client export", "fedmvp-server export"}  # test_export_command.py
     without = {"fedmvp-server run"}  # counts rounds
     assert every == set(SHOWN) | SILENT | elsewhere | without
 

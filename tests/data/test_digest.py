@@ -46,5 +46,5 @@ def test_an_image_a_label_a_patient_or_an_order_that_differs_changes_the_digest(
 
 def test_an_image_that_is_gone_is_named(dataset: ImageDataset) -> None:
     dataset.paths[1].unlink()
-    with pytest.raises(UserError, match=r"1\.png cannot be read"):
+    with pytest.raises(UserError, match=r"1\.png does not exist"):
         dataset_digest(dataset)

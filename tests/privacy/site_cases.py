@@ -21,6 +21,7 @@ from privacy.noise import gaussian
 from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import Batch
 from privacy.ranks import ComputingRank, LeadingRank, Ranks
+from privacy.records import Data, TensorRecords
 from privacy.sampling import PoissonSampler
 from privacy.unit_batches import UnitBatches
 from privacy.worker import GradientWorker
@@ -52,6 +53,7 @@ class Case:
     sample_rate: float = 0.7
     largest: int = 3
     broken: str = ""
+    from_afar: bool = False
 
     @property
     def params(self) -> PrivacyParameters:
@@ -70,9 +72,17 @@ class Case:
         return list(PATIENTS[: self.records]) if self.by_patient else None
 
     @property
-    def data(self) -> Batch:
+    def data(self) -> Data:
         image, attributes, labels = make_batch(len(PATIENTS))
-        return image[: self.records].double(), attributes[: self.records].double(), labels[: self.records]
+        tensors = image[: self.records].double(), attributes[: self.records].double(), labels[: self.records]
+        return FromAfar(tensors) if self.from_afar else tensors
+
+
+class FromAfar(TensorRecords):
+    """Records that are worth fetching ahead."""
+
+    def at_hand(self, device: torch.device) -> bool:
+        return False
 
 
 CASES = {
@@ -91,6 +101,10 @@ CASES = {
     "no record without privacy": Case(Mode.UNSAFE_NO_DP, sample_rate=1e-9),
     "no patient for the ring": Case(Mode.RECORD_DISTRIBUTED, by_patient=True, sample_rate=1e-9),
     "pieces of one record": Case(by_patient=True, largest=1),
+    "records that are fetched ahead": Case(from_afar=True),
+    "patients that are fetched ahead": Case(from_afar=True, by_patient=True, largest=1),
+    "a gradient of records that are fetched ahead": Case(Mode.RECORD_DISTRIBUTED, from_afar=True),
+    "records that are fetched ahead without privacy": Case(Mode.UNSAFE_NO_DP, from_afar=True),
     "everything in one piece": Case(by_patient=True, sample_rate=1.0, largest=256),
 }
 CONTROLS = {

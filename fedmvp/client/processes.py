@@ -86,6 +86,7 @@ def leading(config: ClientConfig, launch: Launch) -> Iterator[SourceFactory]:
             ledger,
             patients=records.patients(policy),
             ranks=ranks,
+            per_sample_engine=config.compute.per_sample_engine,
         )
         plan = trainer.plan_memory(memory_request(config, launch), logical=records.logical(policy) / launch.size)
         tell_memory(plan, records.model)
@@ -122,7 +123,13 @@ def compute(config: ClientConfig, launch: Launch) -> None:
         records = read_records(config, policy, device, _unseen)
         ranks.agree(site_facts(policy, records))
         worker = build_worker(
-            policy, records.model, records.features, records.labels, ranks, patients=records.patients(policy)
+            policy,
+            records.model,
+            records.features,
+            records.labels,
+            ranks,
+            patients=records.patients(policy),
+            per_sample_engine=config.compute.per_sample_engine,
         )
         logical = records.logical(policy) / launch.size
         plan_memory(worker, worker.data, memory_request(config, launch), logical=logical)

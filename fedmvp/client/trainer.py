@@ -108,7 +108,13 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     records = read_records(config, policy, choose_device(config.compute.device))
     initial = get_vector(records.model)
     trainer = build_local_trainer(
-        policy, records.model, records.features, records.labels, ledger, patients=records.patients(policy)
+        policy,
+        records.model,
+        records.features,
+        records.labels,
+        ledger,
+        patients=records.patients(policy),
+        per_sample_engine=config.compute.per_sample_engine,
     )
     tell_memory(trainer.plan_memory(memory_request(config), logical=records.logical(policy)), records.model)
     return SiteTrainer(trainer, initial)

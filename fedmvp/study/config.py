@@ -205,6 +205,9 @@ class ComputeSection(Section):
     max_physical_batch: Annotated[int | str, AfterValidator(_number_or_auto)] = Field(
         default="auto", description="most images at once through the model; auto takes as many as fit in memory"
     )
+    per_sample_engine: Literal["book-keeping", "hooks"] = Field(
+        default="book-keeping", description="how gradients are clipped by record"
+    )
     memory_limit_gb: float = Field(
         default=0.0,
         ge=0,

@@ -155,6 +155,7 @@ cache_max_gb = 20.0             # of features on disk; 0 keeps none and computes
 features_max_gb = 4.0           # of features in memory; what does not fit is read from the cache, or computed
 checkpoint = ""                 # local weights of the backbone, where the policy names none
 max_physical_batch = "auto"     # images at once through the model: fewer need less memory and change no result
+per_sample_engine = "book-keeping"   # how gradients are clipped by record; "hooks" is Opacus' own, slower way
 memory_limit_gb = 0.0           # most memory of the device for this process; 0 = what is free
 
 [state]

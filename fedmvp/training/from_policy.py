@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedmvp.training.aggregate import OptimizerKind, ServerOptimizer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fedmvp.study.policy import StudyPolicy
     from fedmvp.training.local import LocalTrainer, LocalTraining
     from privacy.ledger import Ledger
+    from privacy.mechanism import PerformanceParameters, PerSampleEngine
     from privacy.ranks import ComputingRank, LeadingRank
     from privacy.worker import GradientWorker
 
@@ -53,6 +55,7 @@ def build_local_trainer(
     *,
     patients: Sequence[Hashable] | None = None,
     ranks: LeadingRank | None = None,
+    per_sample_engine: PerSampleEngine = "book-keeping",
 ) -> LocalTrainer:
     """Return a site's trainer under a policy.
 
@@ -64,6 +67,7 @@ def build_local_trainer(
         ledger: the open ledger of these images.
         patients: whom each image is of, where the policy's unit is a patient.
         ranks: the other processes of this site, where there are any.
+        per_sample_engine: how gradients are clipped by record; memory and speed only.
     """
     from fedmvp.model.parameters import get_vector
     from fedmvp.training.local import LocalTrainer
@@ -72,7 +76,7 @@ def build_local_trainer(
         model,
         features,
         labels,
-        training=local_training_of(policy),
+        training=replace(local_training_of(policy), per_sample_engine=per_sample_engine),
         privacy=policy.privacy_parameters(len(get_vector(model))),
         ledger=ledger,
         patients=patients,
@@ -88,6 +92,7 @@ def build_worker(
     ranks: ComputingRank,
     *,
     patients: Sequence[Hashable] | None = None,
+    per_sample_engine: PerSampleEngine = "book-keeping",
 ) -> GradientWorker:
     """Return what computes for a site's leading process; arguments as of `build_local_trainer`, without a ledger."""
     from fedmvp.model.parameters import get_vector
@@ -101,5 +106,6 @@ def build_worker(
         params=policy.privacy_parameters(len(get_vector(model))),
         data=data,
         patients=None if patients is None else numbered(patients),
+        performance=PerformanceParameters(per_sample_engine=per_sample_engine),
         ranks=ranks,
     )

@@ -1,4 +1,4 @@
-"""Before a site trains it says what memory that takes, and stops if there is too little."""
+"""What a site says of its memory before it trains, when it stops, and which of its choices reach the engine."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ def test_a_site_with_too_little_memory_stops_before_it_trains(site: Loaded) -> N
     assert refused.value.exit_code is ExitCode.COMPUTE
     with pytest.raises(UserError, match="65536 images at a time need"):
         build_trainer(config(site, memory_limit_gb=1.5, max_physical_batch=65536), *site[1:])
+
+
+@pytest.mark.parametrize(("chosen", "engine"), [({}, "book-keeping"), ({"per_sample_engine": "hooks"}, "hooks")])
+def test_a_site_clips_from_one_backward_pass_unless_it_chooses_opacus_hooks(
+    site: Loaded, chosen: dict[str, object], engine: str
+) -> None:
+    trainer = build_trainer(config(site, **chosen), *site[1:])
+    assert trainer._trainer._engine._per_sample_engine == engine
+    assert trainer.train_round(trainer.initial_parameters()).any()

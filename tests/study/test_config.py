@@ -116,6 +116,7 @@ def test_an_unknown_variable_is_reported_with_the_nearest_known_one():
         ("threads = 0", "threads = true", "valid integer", "docs/configuration.md"),
         ('batch = "auto"', "batch = 0", "[compute] max_physical_batch", "docs/configuration.md"),
         ('batch = "auto"', 'batch = "all"', 'write a whole number from 1 to 65536, or "auto"', "docs/configuration.md"),
+        ('engine = "book-keeping"', 'engine = "ghost"', "[compute] per_sample_engine", "docs/configuration.md"),
         ("memory_limit_gb = 0.0", "memory_limit_gb = inf", "[compute] memory_limit_gb", "docs/configuration.md"),
         ("[data]", "[data", "at line ", "correct that line"),
     ],

@@ -1,8 +1,9 @@
-"""The small CLIP that ships with the package: how its file is written and read.
+"""The small CLIPs that ship with the package: how their files are written and read.
 
-`fedmvp-tiny.json` is open_clip's model configuration (plus the normalisation of images); `fedmvp-tiny.safetensors` is
-the state of open_clip's CLIP in float16. CLIP's vocabulary has 49,408 rows and the captions of a small model use a few
-hundred of them, so the token embedding is stored as the rows that were trained and their ids; every other row is zero.
+`NAME.json` is open_clip's model configuration (plus the normalisation of images and the data seen);
+`NAME.safetensors` is the state of open_clip's CLIP in float16. CLIP's vocabulary has 49,408 rows and the sentences of a
+small model use a part of them, so the token embedding is stored as the rows that were trained and their ids; every
+other row is zero.
 """
 
 from __future__ import annotations
@@ -20,12 +21,39 @@ from torch import Tensor, nn
 from fedmvp.errors import UserError
 from fedmvp.model.clip_library import open_clip
 
-EMBEDDED_WEIGHTS = Path(__file__).parent / "embedded" / "fedmvp-tiny.safetensors"
+_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_WEIGHTS = _FOLDER / "fedmvp-tiny.safetensors"
 
 _EMBEDDING = "token_embedding.weight"
 _ROWS = "token_embedding.rows"
 _IDS = "token_embedding.ids"
 _BUILD_KEYS = frozenset({"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"})
+
+
+def embedded_weights(name: str) -> Path:
+    """The weights file of an embedded model, by its name in the policy."""
+    return _FOLDER / f"{name}.safetensors"
+
+
+def embedded_data(name: str) -> tuple[str, ...]:
+    """The data sets that an embedded model's weights, teachers or settings have seen, in lower case.
+
+    A study of one of them says nothing about the method: its rows take another model.
+
+    Raises:
+        UserError: the model's configuration does not exist, is not JSON, or lists no data.
+    """
+    path = embedded_weights(name).with_suffix(".json")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))["data"]
+        if not isinstance(data, list) or not data:
+            raise ValueError("data is not a list of names")
+    except (OSError, ValueError, KeyError) as failure:
+        raise UserError(
+            f"the embedded model's file {path} does not say what data the model has seen",
+            remedy="install fedmvp again; its package data is incomplete",
+        ) from failure
+    return tuple(str(entry) for entry in data)
 
 
 def build_clip(model_config: dict[str, Any], *, quick_gelu: bool | None = None) -> nn.Module:

@@ -17,8 +17,8 @@ from fedmvp.errors import UserError
 from fedmvp.model.backbone import Backbone
 from fedmvp.model.clip_library import open_clip
 from fedmvp.model.compute import TowerOptions
-from fedmvp.model.embedded import EMBEDDED_WEIGHTS, build_clip, load_embedded
-from fedmvp.model.supported import EMBEDDED_NAME, require_supported
+from fedmvp.model.embedded import build_clip, embedded_weights, load_embedded
+from fedmvp.model.supported import EMBEDDED_NAMES, require_supported
 
 EMBEDDED_TAG = "embedded"
 
@@ -56,7 +56,7 @@ def load_backbone(
             another architecture, or a state hash that is not the pinned one.
     """
     place = _Place(device, options)
-    backbone = _embedded(spec, place) if spec.name == EMBEDDED_NAME else _from_open_clip(spec, place)
+    backbone = _embedded(spec, place) if spec.name in EMBEDDED_NAMES else _from_open_clip(spec, place)
     if spec.sha256 and spec.sha256 != backbone.state_hash():
         raise UserError(
             f"the weights of backbone '{spec.name}' have hash {backbone.state_hash()}, the policy pins {spec.sha256}",
@@ -99,11 +99,11 @@ class _Place:
 def _embedded(spec: BackboneSpec, place: _Place) -> Backbone:
     if spec.pretrained not in {"", EMBEDDED_TAG}:
         raise UserError(
-            f"backbone '{EMBEDDED_NAME}' has no weights called '{spec.pretrained}'",
+            f"backbone '{spec.name}' has no weights called '{spec.pretrained}'",
             remedy=f'set [model] pretrained = "{EMBEDDED_TAG}"',
         )
-    model, model_config = load_embedded(spec.checkpoint or EMBEDDED_WEIGHTS)
-    return _wrap(model, name=EMBEDDED_NAME, tag_config=model_config, model_config=model_config, place=place)
+    model, model_config = load_embedded(spec.checkpoint or embedded_weights(spec.name))
+    return _wrap(model, name=spec.name, tag_config=model_config, model_config=model_config, place=place)
 
 
 def _from_open_clip(spec: BackboneSpec, place: _Place) -> Backbone:

@@ -12,6 +12,8 @@ from fedmvp.errors import UserError
 from fedmvp.model.clip_library import open_clip
 
 EMBEDDED_NAME = "fedmvp-tiny"
+# Another tower whose two files lie in fedmvp/model/embedded is made known by its name here.
+EMBEDDED_NAMES = (EMBEDDED_NAME,)
 
 
 def refusal(model_config: dict[str, Any]) -> str | None:
@@ -38,9 +40,9 @@ def refusal(model_config: dict[str, Any]) -> str | None:
 
 
 def supported_names() -> tuple[str, ...]:
-    """Return the names that a policy may give as backbone: the embedded one, then open_clip's in its order."""
+    """Return the names that a policy may give as backbone: the embedded ones, then open_clip's in its order."""
     names = (name for name in open_clip.list_models() if refusal(open_clip.get_model_config(name)) is None)
-    return (EMBEDDED_NAME, *names)
+    return (*EMBEDDED_NAMES, *names)
 
 
 def require_supported(name: str) -> dict[str, Any]:

@@ -8,9 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedmvp.errors import UserError
+from fedmvp.model import embedded, loading
 from fedmvp.model.clip_library import open_clip
-from fedmvp.model.embedded import EMBEDDED_WEIGHTS, load_embedded, save_embedded
+from fedmvp.model.embedded import (
+    EMBEDDED_WEIGHTS,
+    embedded_data,
+    embedded_weights,
+    load_embedded,
+    save_embedded,
+)
 from fedmvp.model.loading import BackboneSpec, load_backbone, random_backbone
+from fedmvp.model.supported import EMBEDDED_NAMES
 from tests.model.tiny import random_images, tiny_config
 
 WORDS = "a photo of a cat"
@@ -39,6 +47,38 @@ def test_the_model_in_the_package_loads_and_tells_the_words_of_its_captions_apar
     assert (similar - similar.diag().diag()).max() < 0.95
     assert backbone.unknown_words(["a photo of a cat"]) == ()
     assert backbone.encode_images(backbone.normalise(random_images(2, size=backbone.image_size))).isfinite().all()
+
+
+@pytest.mark.parametrize("name", EMBEDDED_NAMES)
+def test_every_model_in_the_package_is_small_and_says_what_data_it_has_seen_and_none_has_seen_pacs(name: str) -> None:
+    assert embedded_weights(name).stat().st_size < 16_000_000
+    data = embedded_data(name)
+    assert "fashion-mnist" in data
+    assert all(entry == entry.lower() for entry in data)
+    assert not any("pacs" in entry for entry in data)
+
+
+@pytest.mark.parametrize("config", [None, "{", "{}", '{"data": "cifar10"}', '{"data": []}'])
+def test_a_model_that_does_not_say_what_data_it_has_seen_is_refused(
+    config: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
+    if config is not None:
+        (tmp_path / "fedmvp-tiny.json").write_text(config)
+    with pytest.raises(UserError, match="does not say what data"):
+        embedded_data("fedmvp-tiny")
+
+
+def test_another_embedded_model_is_loaded_by_its_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in (".safetensors", ".json"):
+        saved.with_suffix(suffix).rename(saved.with_name(f"fedmvp-other{suffix}"))
+    monkeypatch.setattr(embedded, "_FOLDER", saved.parent)
+    monkeypatch.setattr(loading, "EMBEDDED_NAMES", ("fedmvp-tiny", "fedmvp-other"))
+    backbone = load_backbone(BackboneSpec("fedmvp-other", "embedded"))
+    assert backbone.name == "fedmvp-other"
+    assert backbone.image_mean == (0.4, 0.5, 0.6)
+    with pytest.raises(UserError, match="the policy pins"):
+        load_backbone(BackboneSpec("fedmvp-other", "embedded", sha256="0" * 64))
 
 
 def test_a_model_survives_being_written_and_read(saved: Path) -> None:

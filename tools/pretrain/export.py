@@ -27,6 +27,8 @@ from tools.pretrain.collect import DIGIT_NAMES, read_idx
 from tools.pretrain.corpus import ATTRIBUTE_TEMPLATE, CIFAR10_CLASSES, FASHION_CLASSES, read_cifar10, read_concepts
 
 NORMALISATION = (0.5, 0.5, 0.5)
+# Every data set that the weights have seen; a study's own must not be among them.
+DATA = ("cifar10", "fashion-mnist", "noto emoji", "twemoji", "fluent emoji", "digits in open fonts", "optdigits")
 
 
 def export(checkpoint: Path, target: Path) -> None:
@@ -38,7 +40,7 @@ def export(checkpoint: Path, target: Path) -> None:
     whole = torch.zeros(config["text_cfg"]["vocab_size"], rows.shape[1]).index_copy_(0, ids, rows)
     model = build_clip(config)
     model.load_state_dict({**{name: value.float() for name, value in state.items()}, "token_embedding.weight": whole})
-    save_embedded(model, {**config, "mean": NORMALISATION, "std": NORMALISATION}, target, ids.tolist())
+    save_embedded(model, {**config, "mean": NORMALISATION, "std": NORMALISATION, "data": DATA}, target, ids.tolist())
 
 
 def described_task(group: str, names: tuple[str, ...]) -> Task:

@@ -182,22 +182,3 @@ def clipping_factors(norms: Tensor, max_grad_norm: float) -> tuple[Tensor, Tenso
     finite = norms < LARGEST_NORM  # false for one that is not a number; a factor for a longer one would lose its digits
     factors = (max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
     return torch.where(finite, factors, torch.zeros_like(norms)), finite
-
-
-def clip(grad_samples: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
-    """Scale each record's gradient, over all parameters together, to an L2 norm of at most ``max_grad_norm``.
-
-    Args:
-        grad_samples: one tensor (B, *shape) per parameter.
-        max_grad_norm: > 0.
-
-    Returns:
-        The same shapes; zero for a record whose gradient is not finite.
-    """
-    factors, finite = clipping_factors(joint_norms([Rows(gradient) for gradient in grad_samples]), max_grad_norm)
-    clipped = []
-    for gradient in grad_samples:
-        shaped = (-1, *(1,) * (gradient.dim() - 1))
-        kept = torch.where(finite.view(shaped), gradient, torch.zeros_like(gradient))
-        clipped.append(kept * factors.view(shaped).to(gradient.dtype))
-    return clipped

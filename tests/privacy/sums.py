@@ -59,3 +59,20 @@ def check_sums(
         for expected in expectations:
             close = torch.allclose(by_books, expected, rtol=1e-4 * tolerance, atol=1e-5 * tolerance)
             assert close, "book-keeping gives another clipped sum"
+
+
+def sum_of(grad_samples: Sequence[Tensor], bound: float) -> Tensor:
+    """The clipped sum (d,) of gradients that are given, one tensor (B, *shape) a parameter."""
+    parameters = [nn.Parameter(torch.zeros(gradient.shape[1:])) for gradient in grad_samples]
+    noisy = NoisyOptimizer(torch.optim.SGD(parameters, lr=1.0), replace(PARAMS, max_grad_norm=bound))
+    for parameter, gradient in zip(parameters, grad_samples, strict=True):
+        parameter.grad_sample = gradient  # type: ignore[attr-defined]
+    noisy.accumulate(len(grad_samples[0]))
+    return torch.from_numpy(noisy.take_sum())
+
+
+def clip_each(grad_samples: Sequence[Tensor], bound: float) -> Tensor:
+    """What each record adds to the sum (B, d)."""
+    size, length = len(grad_samples[0]), sum(gradient[:1].numel() for gradient in grad_samples)
+    rows = [sum_of([gradient[i : i + 1] for gradient in grad_samples], bound) for i in range(size)]
+    return torch.stack(rows) if rows else torch.zeros(0, length, dtype=torch.float64)

@@ -16,7 +16,7 @@ from fedmvp.model.features import extract_features
 from fedmvp.model.prompted import PromptedModel
 from privacy import NotDecomposable
 from privacy.mechanism import Unit
-from privacy.optimizer import NoisyOptimizer, clip
+from privacy.optimizer import NoisyOptimizer
 from privacy.per_sample import (
     Batch,
     LossPerSample,
@@ -31,6 +31,7 @@ from privacy.per_sample import (
 from tests.model.tiny import CHOICES, disturb, random_images, tiny_model
 from tests.privacy.conftest import PARAMS
 from tests.privacy.modules import MODULES, Whole, cross_entropy, gradients_one_by_one, make_batch
+from tests.privacy.sums import clip_each
 
 EachGradient = Callable[[nn.Module, Batch], Tensor]
 """Maps a module and B records to their gradients (B, d)."""
@@ -124,11 +125,6 @@ def test_control_gradients_shared_out_or_averaged_fail_the_same_check(broken: Ea
         check_each_gradient(broken, "linear", 5, seed=4)
 
 
-def _longest(gradients: Sequence[Tensor]) -> float:
-    rows = torch.cat([g.double().reshape(len(g), -1) for g in gradients], dim=1)
-    return float(rows.norm(dim=1).max())
-
-
 @settings(max_examples=30, deadline=None)
 @given(size=st.integers(1, 9), kind=_SHAPES["kind"], seed=_SHAPES["seed"], scale=st.sampled_from([1e-3, 1.0, 1e4]))
 def test_no_clipped_gradient_of_a_real_pass_is_longer_than_the_bound(
@@ -140,9 +136,9 @@ def test_no_clipped_gradient_of_a_real_pass_is_longer_than_the_bound(
     with per_sample_hooks(module):
         backward(module, lambda m, b: scale * cross_entropy(m, b), make_batch(size, seed))
         gradients = [take_grad_sample(parameter, size) for parameter in trained]
-    assert _longest(clip(gradients, bound)) <= bound * (1 + 1e-6)
-    by_layer = [clip([gradient], bound)[0] for gradient in gradients]  # the control: each parameter by itself
-    assert scale < 1e4 or len(gradients) < 2 or _longest(by_layer) > bound * (1 + 1e-6)
+    assert float(clip_each(gradients, bound).norm(dim=1).max()) <= bound * (1 + 1e-6)
+    by_layer = torch.cat([clip_each([gradient], bound) for gradient in gradients], dim=1)  # the control
+    assert scale < 1e4 or len(gradients) < 2 or float(by_layer.norm(dim=1).max()) > bound * (1 + 1e-6)
 
 
 def test_the_sum_of_an_empty_batch_is_zero_and_is_taken_once() -> None:

@@ -95,7 +95,7 @@ class FeatureRecords:
 
     @property
     def in_memory(self) -> bool:
-        """Whether every row is in memory, so that nothing is read or computed any more."""
+        """Whether every row is in memory, and nothing is read or computed any more."""
         return len(self._memory) == len(self)
 
     @property

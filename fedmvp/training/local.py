@@ -75,8 +75,8 @@ class LabelledRecords(Records):
         return (*self._features.take(positions, device), labels.to(device))
 
     def at_hand(self, device: torch.device) -> bool:
-        """Whether all features are in the memory of that device."""
-        return device.type == "cpu" and self._features.in_memory
+        """Whether the module trains on the CPU: fetching ahead would only take cores away from it."""
+        return device.type == "cpu"
 
 
 class LocalTrainer:

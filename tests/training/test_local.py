@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fedmvp.model.parameters import dimension, get_vector
 from fedmvp.model.prompt_config import Injection, NeutralStart, Variant
 from fedmvp.model.prompted import PromptedModel
 from fedmvp.training.aggregate import ServerOptimizer, ServerState
-from fedmvp.training.local import LocalTrainer, LocalTraining
+from fedmvp.training.local import LabelledRecords, LocalTrainer, LocalTraining
 from fedmvp.training.rounds import Site, run_rounds
 from privacy import BudgetExceeded, Ledger, Mode, PrivacyParameters
 from tests.model.caches import sealed
@@ -168,6 +169,38 @@ def records_of(model: PromptedModel, images: torch.Tensor, where: str, tmp_path:
     cache = sealed(tmp_path) if where == "on disk" else None
     limits = FeatureLimits() if where == "in memory" else FeatureLimits(memory_bytes=0)
     return gather_features(model, PixelTensor(images), cache=cache, limits=limits)
+
+
+@pytest.mark.parametrize("where", ["in memory", "on disk", "computed"])
+def test_fetching_ahead_as_for_a_gpu_changes_nothing(
+    where: str, params: PrivacyParameters, unsafe_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = coloured_images(20)
+    model = tiny_model()
+    records = records_of(model, images, where, tmp_path)
+    certain = replace(params, mode=Mode.UNSAFE_NO_DP, sample_rate=1.0)
+    threads: set[str] = set()
+    take = FeatureRecords.take
+
+    def noted(self: FeatureRecords, *arguments: object) -> tuple[torch.Tensor, ...]:
+        threads.add(threading.current_thread().name)
+        return take(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FeatureRecords, "take", noted)
+    updates = []
+    for at_hand in (True, False):
+        monkeypatch.setattr(LabelledRecords, "at_hand", lambda _self, _device, value=at_hand: value)
+        threads.clear()
+        training = LocalTraining(0.1, max_physical_batch=7)
+        trainer = LocalTrainer.for_prompts(
+            model, records, labels, training=training, privacy=certain, ledger=unsafe_ledger
+        )
+        updates.append(trainer.train_round(get_vector(tiny_model())))
+        assert all(name.startswith("MainThread" if at_hand else "records") for name in threads)
+    np.testing.assert_allclose(updates[0], updates[1], atol=1e-7)
+    monkeypatch.undo()
+    assert LabelledRecords(records, labels).at_hand(torch.device("cpu"))
+    assert not LabelledRecords(records, labels).at_hand(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("injection", Injection)

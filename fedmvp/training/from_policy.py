@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedmvp.study.policy import StudyPolicy
     from fedmvp.training.local import LocalTrainer, LocalTraining
     from privacy.ledger import Ledger
-    from privacy.mechanism import PerformanceParameters, PerSampleEngine
+    from privacy.mechanism import PerSampleEngine
     from privacy.ranks import ComputingRank, LeadingRank
     from privacy.worker import GradientWorker
 
@@ -97,6 +97,7 @@ def build_worker(
     """Return what computes for a site's leading process; arguments as of `build_local_trainer`, without a ledger."""
     from fedmvp.model.parameters import get_vector
     from fedmvp.training.local import numbered, prompt_records
+    from privacy.mechanism import PerformanceParameters
     from privacy.worker import GradientWorker
 
     data, loss_per_sample = prompt_records(model, features, labels)

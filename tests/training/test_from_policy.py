@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from fedmvp.model.prompt_config import Injection, NeutralStart, Variant
 from fedmvp.study.policy import StudyPolicy, parse_policy
 from fedmvp.study.templates import policy_template
 from fedmvp.training.aggregate import OptimizerKind, ServerState, apply_sum
-from fedmvp.training.from_policy import build_local_trainer, local_training_of, server_optimizer_of
+from fedmvp.training.from_policy import build_local_trainer, build_worker, local_training_of, server_optimizer_of
 from privacy import Ledger
+from privacy.mechanism import PerSampleEngine
+from privacy.ranks import ComputingRank
 from tests.model.caches import sealed
 from tests.model.tiny import random_images, tiny_config
 
@@ -76,6 +79,31 @@ def test_from_policy_to_a_tuned_model_with_its_accuracy(policy: StudyPolicy, wei
     assert not np.array_equal(after.parameters, state.parameters)
     accuracy = prompted_accuracy(model, features, labels, parameters=after.parameters)
     assert accuracy.total == 40
+
+
+class Stated:
+    """A process's place among others that agree to everything."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, bytes] = {}
+
+    def agree(self, facts: dict[str, bytes]) -> None:
+        self.facts |= facts
+
+
+@pytest.mark.parametrize("engine", get_args(PerSampleEngine))
+def test_a_computing_process_trains_what_the_leading_one_trains_in_the_way_that_the_site_chose(
+    policy: StudyPolicy, weights: Path, engine: PerSampleEngine
+) -> None:
+    section = policy.model.model_copy(update={"n_prompts": 8, "n_heads": 2, "bottleneck_width": 8})
+    policy = policy.model_copy(update={"model": section})
+    model = build_prompted_model(policy, checkpoint=weights)
+    labels, stated = torch.arange(6) % len(policy.task.classes), Stated()
+    features = extract_features(model, random_images(6))
+    worker = build_worker(policy, model, features, labels, cast("ComputingRank", stated), per_sample_engine=engine)
+    assert worker.performance.per_sample_engine == engine
+    assert len(worker.data) == 6
+    assert set(stated.facts) == {"privacy parameters", "trained parameters"}
 
 
 def test_a_pinned_hash_that_does_not_match_stops_the_build(policy: StudyPolicy, weights: Path) -> None:

@@ -26,6 +26,7 @@ from fedmvp.client.trainer import (
     memory_request,
     read_records,
     tell_memory,
+    trainer_on,
 )
 from fedmvp.client.update_source import SourceFactory
 from fedmvp.data.digest import dataset_digest
@@ -33,7 +34,7 @@ from fedmvp.model.parameters import get_vector
 from fedmvp.study.config import ClientConfig
 from fedmvp.study.credentials import load_study
 from fedmvp.study.policy import StudyPolicy
-from fedmvp.training.from_policy import build_local_trainer, build_worker
+from fedmvp.training.from_policy import build_worker
 from fedmvp.training.memory import plan_memory
 from privacy.errors import RanksError
 from privacy.ledger import Ledger
@@ -78,16 +79,7 @@ def leading(config: ClientConfig, launch: Launch) -> Iterator[SourceFactory]:
         ranks.prepare()
         log.info("waiting for the other processes of this site", processes=launch.size)
         ranks.agree(site_facts(policy, records))
-        trainer = build_local_trainer(
-            policy,
-            records.model,
-            records.features,
-            records.labels,
-            ledger,
-            patients=records.patients(policy),
-            ranks=ranks,
-            per_sample_engine=config.compute.per_sample_engine,
-        )
+        trainer = trainer_on(records, config, policy, ledger, ranks=ranks)
         plan = trainer.plan_memory(memory_request(config, launch), logical=records.logical(policy) / launch.size)
         tell_memory(plan, records.model)
         ranks.agree(READY)

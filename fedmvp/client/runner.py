@@ -28,6 +28,7 @@ from fedmvp.client.reach import explain_tls, require_safe, unreachable
 from fedmvp.client.update_source import SourceFactory, load_trainer
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.rpc.errors import WireError
+from fedmvp.rpc.in_process import InProcessServer
 from fedmvp.rpc.v1 import aggregation_pb2 as pb
 from fedmvp.rpc.vectors import StateLayout
 from fedmvp.study.config import ClientConfig
@@ -77,6 +78,7 @@ def run_client(
     source_factory: SourceFactory = load_trainer,
     listener: Listener | None = None,
     reconnect_seconds: float = RECONNECT_SECONDS,
+    server: InProcessServer | None = None,
 ) -> ClientOutcome:
     """Take part in a study until it is over.
 
@@ -86,6 +88,7 @@ def run_client(
         source_factory: makes the source of updates; the real trainer by default.
         listener: hears what happens, for a live display.
         reconnect_seconds: how long the coordinator may be away.
+        server: the coordinator of this very process, instead of one at the configured address.
 
     Returns:
         How it ended.
@@ -115,7 +118,7 @@ def run_client(
             report=_reporter(listener),
             check_budget=budget_check(config, policy, ledger, policy.privacy_parameters(source.dimension)),
         )
-        return _Runner(config, site, reconnect_seconds).run()
+        return _Runner(config, site, reconnect_seconds, server).run()
 
 
 def _open_ledger(config: ClientConfig) -> Ledger:
@@ -142,8 +145,11 @@ def _reporter(listener: Listener | None) -> Callable[..., None]:
 class _Runner:
     """The loop of one process."""
 
-    def __init__(self, config: ClientConfig, site: Site, reconnect_seconds: float) -> None:
+    def __init__(
+        self, config: ClientConfig, site: Site, reconnect_seconds: float, server: InProcessServer | None
+    ) -> None:
         self._config = config
+        self._server = server
         self._site = site
         self._reconnect_seconds = reconnect_seconds
         self._layout = StateLayout.of(ServerState.initial(_zeros(site.source.dimension)).tensors)
@@ -157,7 +163,12 @@ class _Runner:
     def run(self) -> ClientOutcome:
         """Connect, and connect again when the connection breaks, until the run is over."""
         while True:
-            connection = Connection(self._config.server.address, self._site.credentials, insecure=self._config.insecure)
+            connection = Connection(
+                self._config.server.address,
+                self._site.credentials,
+                insecure=self._config.insecure,
+                server=self._server,
+            )
             try:
                 reply = connection.join()
                 self._contact()
@@ -252,7 +263,7 @@ class _Runner:
 
     def _wait(self, reason: str) -> None:
         """Pause before the next attempt to connect; stop at once when waiting cannot help."""
-        if not self._config.insecure:
+        if self._server is None and not self._config.insecure:
             try:
                 explain_tls(self._config)
             except UserError as error:

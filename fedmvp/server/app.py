@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import structlog
@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.rpc.channel import bind, server_options
 from fedmvp.rpc.identity import CallerTable
+from fedmvp.rpc.in_process import InProcessServer
 from fedmvp.rpc.strict import StrictRequests
 from fedmvp.rpc.v1.aggregation_pb2 import DESCRIPTOR
 from fedmvp.rpc.v1.aggregation_pb2_grpc import add_AggregationServicer_to_server
@@ -70,8 +71,42 @@ class _Port:
     """A server with its port bound and no call accepted yet."""
 
     server: grpc.aio.Server
+    host: str
     number: int
     secure: bool
+    checks: Any
+
+    async def open(self, service: AggregationService) -> None:
+        """Accept calls."""
+        add_AggregationServicer_to_server(service, self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.checks, self.server)
+        await self.server.start()
+        for name in ("", SERVICE_NAME):
+            await self.checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("listening", port=self.number, host=self.host, tls=self.secure)
+
+    async def close(self) -> None:
+        """Accept no further call."""
+        await self.checks.enter_graceful_shutdown()
+        await self.server.stop(grace=1.0)
+
+
+@dataclass(frozen=True)
+class _InProcessPort:
+    """A server whose callers are threads of this process; they show certificates, as under TLS."""
+
+    server: InProcessServer
+    number: int = 0
+    secure: bool = True
+
+    async def open(self, service: AggregationService) -> None:
+        """Accept calls."""
+        add_AggregationServicer_to_server(service, cast("grpc.aio.Server", self.server))
+        self.server.open()
+
+    async def close(self) -> None:
+        """Accept no further call."""
+        self.server.close()
 
 
 def run_server(
@@ -83,6 +118,7 @@ def run_server(
     listener: Listener | None = None,
     on_listening: Callable[[int], None] = lambda _port: None,
     roster_grace_seconds: float = ROSTER_GRACE_SECONDS,
+    in_process: InProcessServer | None = None,
 ) -> RunOver:
     """Serve a study until its last round, or until SIGINT or SIGTERM.
 
@@ -94,6 +130,7 @@ def run_server(
         listener: hears every event.
         on_listening: called with the bound port once calls are accepted.
         roster_grace_seconds: how long a missing site is waited for when enough others are here.
+        in_process: serve threads of this process through it, and bind no port.
 
     Returns:
         How many rounds are done and why the run is over.
@@ -109,6 +146,11 @@ def run_server(
         )
     study, tls = (load_study(config.study), None) if config.insecure else load_server(config)
     seams = _Seams(public_model, masker, interceptors, listener, on_listening, roster_grace_seconds)
+    if in_process is not None:
+        try:
+            return asyncio.run(_serve_locked(_InProcessPort(in_process), config, study, seams))
+        finally:
+            in_process.close()
     return asyncio.run(_serve(config, study, tls, seams))
 
 
@@ -118,13 +160,20 @@ async def _serve(config: ServerConfig, study: SignedStudy, tls: TlsFiles | None,
         options=server_options(),
         maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
     )
-    port = bind(server, config.server.listen, tls)  # before anything slow or durable: a taken port is the first news
+    number = bind(server, config.server.listen, tls)  # before anything slow or durable: a taken port is the first news
+    host = split_endpoint(config.server.listen)[0]
+    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know it
+    return await _serve_locked(_Port(server, host, number, tls is not None, checks), config, study, seams)
+
+
+async def _serve_locked(
+    port: _Port | _InProcessPort, config: ServerConfig, study: SignedStudy, seams: _Seams
+) -> RunOver:
     with lock_folder(config.server.state_dir):
-        return await _serve_at(_Port(server, port, secure=tls is not None), config, study, seams)
+        return await _serve_at(port, config, study, seams)
 
 
-async def _serve_at(port: _Port, config: ServerConfig, study: SignedStudy, seams: _Seams) -> RunOver:
-    server = port.server
+async def _serve_at(port: _Port | _InProcessPort, config: ServerConfig, study: SignedStudy, seams: _Seams) -> RunOver:
     model = (
         seams.public_model if seams.public_model is not None else await asyncio.to_thread(_load_model, config, study)
     )
@@ -152,20 +201,13 @@ async def _serve_at(port: _Port, config: ServerConfig, study: SignedStudy, seams
         lobby=lobby,
         tracker=tracker,
     )
-    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs do not know it
-    add_AggregationServicer_to_server(service, server)
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    await server.start()
-    for name in ("", SERVICE_NAME):
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    log.info("listening", port=port.number, host=split_endpoint(config.server.listen)[0], tls=port.secure)
+    await port.open(service)
     await _announce_start(events, study, state, model)
     seams.on_listening(port.number)
     try:
         return await _run_to_the_end(coordinator, reporter, lobby, events)
     finally:
-        await checks.enter_graceful_shutdown()
-        await server.stop(grace=1.0)
+        await port.close()
         state.close()
         events.close()
 

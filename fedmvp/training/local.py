@@ -6,6 +6,7 @@ returns the update and nothing else; no loss, accuracy or count of a site leaves
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from privacy.dpsgd import DpSgdEngine, LossPerSample
 from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
 from privacy.mechanism import Mode, PerformanceParameters, PerSampleEngine, PrivacyParameters
+from privacy.noise import Randomness
 from privacy.ranks import LeadingRank
 from privacy.records import Data, Records, as_records
 
@@ -91,6 +93,7 @@ class LocalTrainer:
         ledger: the open ledger of exactly these records.
         patients: whom each record is of, where the unit is a patient.
         ranks: the other processes of this site, where there are any.
+        randomness: as of `privacy.dpsgd.DpSgdEngine`.
 
     Raises:
         ValueError: tensors of different lengths, or a module without per-sample gradients.
@@ -108,10 +111,12 @@ class LocalTrainer:
         ledger: Ledger,
         patients: Sequence[Hashable] | None = None,
         ranks: LeadingRank | None = None,
+        randomness: Randomness = os.urandom,
     ) -> None:
         self._module = module
         self._data = as_records(data)
         self._privacy = privacy
+        self._randomness = randomness
         self._patients = None if patients is None else numbered(patients)
         self._engine = DpSgdEngine(
             module,
@@ -122,6 +127,7 @@ class LocalTrainer:
             momentum=training.momentum,
             performance=PerformanceParameters(training.max_physical_batch, training.per_sample_engine),
             ranks=ranks,
+            randomness=randomness,
         )
 
     @classmethod
@@ -208,7 +214,7 @@ class LocalTrainer:
         """
         if self._privacy.mode is Mode.SILO_DISTRIBUTED:
             # Training that diverges counts as an update of zero: to refuse would tell of the records without a charge.
-            return noisy_update(self._train(parameters), self._privacy, honest_survivors)
+            return noisy_update(self._train(parameters), self._privacy, honest_survivors, randomness=self._randomness)
         set_vector(self._module, parameters)
         self._engine.start_over()  # a second attempt at a round: what the first one drew was not sent
         # A step goes against the gradient; its length, learning_rate / expected_batch_size, is in the grid.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from fedmvp.training.local import LocalTrainer, LocalTraining
 from privacy.dpsgd import LossPerSample
 from privacy.ledger import Ledger
 from privacy.mechanism import PrivacyParameters
+from privacy.noise import Randomness
 
 
 def method_trainer(
@@ -25,6 +27,7 @@ def method_trainer(
     privacy: PrivacyParameters,
     ledger: Ledger,
     patients: Sequence[Hashable] | None = None,
+    randomness: Randomness = os.urandom,
 ) -> LocalTrainer:
     """Return the trainer of a method at one site.
 
@@ -37,6 +40,7 @@ def method_trainer(
         privacy: as for any other method, so that all spend the same epsilon at the same delta.
         ledger: the open ledger of these records.
         patients: whom each image is of, where the unit is a patient.
+        randomness: as of `privacy.dpsgd.DpSgdEngine`.
 
     Raises:
         ValueError: labels that do not fit, or a method that trains nothing.
@@ -46,7 +50,16 @@ def method_trainer(
     objective.check_labels(labels, len(model.candidates))
     data = (*features.ordered(model.feature_names), labels.long())
     loss = method_loss(objective)
-    return LocalTrainer(model, data, loss, training=training, privacy=privacy, ledger=ledger, patients=patients)
+    return LocalTrainer(
+        model,
+        data,
+        loss,
+        training=training,
+        privacy=privacy,
+        ledger=ledger,
+        patients=patients,
+        randomness=randomness,
+    )
 
 
 def method_loss(objective: Objective) -> LossPerSample:

@@ -1,0 +1,48 @@
+"""``fedmvp-experiment run``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from fedmvp.cli.program import say, stdout
+from fedmvp.client.progress import shown
+from fedmvp.experiments.run import Engine, LocalEngine, StudyRun, run_study
+from fedmvp.experiments.study import load_study
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command was asked for; each as its option says."""
+
+    study: Path
+    data: Path | None
+    out: Path | None
+    workers: int
+    engine: str
+
+
+def run(options: RunOptions) -> None:
+    """Run what is missing of a study.
+
+    Raises:
+        UserError: anything wrong with study or data, before any training; or a cell that cannot be run.
+    """
+    study = load_study(options.study)
+    out = options.out or Path("runs") / study.study.name
+    # Hundreds of runs, each with a server and sites: what they log for operators is of no use here.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    with shown(study.study.title) as progress:
+        results = run_study(StudyRun(study, options.data, out), _engine(options), progress)
+    say(f"look at it: fedmvp-experiment report {out} --out {out / 'report'}")
+    stdout().print(results)
+
+
+def _engine(options: RunOptions) -> Engine:
+    return LocalEngine(options.workers or max(1, os.cpu_count() or 1))

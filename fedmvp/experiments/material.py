@@ -1,0 +1,283 @@
+"""From a study's data to what its sites hold and what its methods are measured on; all that is wrong is said here.
+
+Who holds what depends on the seed. Images that stand for unseen domains or classes are the same for every seed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedmvp.data.attribute_file import attributes_from
+from fedmvp.data.choice import DataSource
+from fedmvp.data.digits import write_class_folders
+from fedmvp.data.inspection import require_sound, require_usable
+from fedmvp.data.partition import Partition, by_class_blocks, by_dirichlet, by_domain, by_patient, by_site
+from fedmvp.data.presets import load_preset
+from fedmvp.data.records import ImageCollection, ImageRecord
+from fedmvp.errors import UserError
+from fedmvp.experiments.study import PACKAGED, DataSection, Study, require_data_below
+from fedmvp.methods.classes import ClassSet
+from fedmvp.model.task import Task, TaskClass
+
+_TEST_SEED = 20261
+
+
+@dataclass(frozen=True)
+class SitePart:
+    """What one site trains on.
+
+    Attributes:
+        name: the site.
+        images: over the study's trained classes.
+    """
+
+    name: str
+    images: ImageCollection
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images that no site trains on.
+
+    Attributes:
+        group: of what they tell: a target, "local", "base", "new", or a site's own images.
+        site: the site whose own they are; "" for none.
+        images: over the candidate classes.
+        candidates: the classes that a decision is made among.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    group: str
+    site: str
+    images: ImageCollection
+    candidates: ClassSet
+
+
+@dataclass(frozen=True)
+class Deal:
+    """A study's data for one seed and one number of sites.
+
+    Attributes:
+        rule: how the images were dealt, in words.
+        sites: the sites.
+        trained: the classes that are trained.
+        tests: what is measured on.
+    """
+
+    rule: str
+    sites: tuple[SitePart, ...]
+    trained: ClassSet
+    tests: tuple[TestSet, ...]
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """A data section's images and words."""
+
+    name: str
+    collection: ImageCollection
+    classes: ClassSet
+
+
+class Material:
+    """The opened data of a study.
+
+    Args:
+        study: the study.
+        root: the folder that --data names, or None.
+        scratch: folder that packaged images are written to.
+
+    Raises:
+        UserError: data that cannot be used, before any training.
+    """
+
+    def __init__(self, study: Study, root: Path | None, scratch: Path) -> None:
+        self._study = study
+        self.data = open_section(study.data, root, scratch)
+        self.others = tuple(open_section(section, root, scratch) for section in study.others)
+        require_sound(self.data.collection)
+        self.site_counts = study.sites.counts or (len(self.deal(0, study.study.seeds[0]).sites),)
+        if self.site_counts[0] < 3:
+            raise UserError(
+                f"[sites] rule {study.sites.rule} gives {self.site_counts[0]} sites; a secure sum needs at least three",
+                remedy="choose another rule, or more domains",
+            )
+
+    def deal(self, count: int, seed: int) -> Deal:
+        """Deal the images over the sites.
+
+        Args:
+            count: sites, where the rule takes a number.
+            seed: of everything that is drawn.
+
+        Raises:
+            UserError: the rule cannot be applied, or a site could not train.
+        """
+        study, collection = self._study, self.data.collection
+        pool, public = self._pool(collection)
+        partition = self._partition(pool, count, seed)
+        require_usable(partition, pool, minimum_records=study.sites.minimum)
+        generator = np.random.default_rng((seed, 1))
+        trained = self.data.classes.subset(pool.classes)
+        sites: list[SitePart] = []
+        own: list[TestSet] = []
+        for number, share in enumerate(partition.shares, start=1):
+            name = _site_name(share.name, number)
+            held = pool.take(share.indices)
+            candidates = trained.subset(tuple(pool.classes[label] for label in share.classes))
+            if public is None:
+                held, kept = _hold_out(held, study.setting.test_share, generator)
+            else:
+                kept = _same_domain(public, held)
+            own.append(TestSet("local", name, self._limited(kept.of_classes(candidates.names)), candidates))
+            sites.append(SitePart(name, _sampled(held, study.sites.most_images, generator)))
+        return Deal(partition.rule, tuple(sites), trained, (*self._tests(trained, public, own), *own))
+
+    def _pool(self, collection: ImageCollection) -> tuple[ImageCollection, ImageCollection | None]:
+        """What is dealt, and the test part of the same classes and domains where the data have one."""
+        setting = self._study.setting
+        if setting.kind == "base-to-new":
+            if not 2 <= setting.base < len(collection.classes):
+                raise UserError(
+                    f"[setting] base is {setting.base}; the data have {len(collection.classes)} classes",
+                    remedy="leave at least two classes on either side",
+                )
+            collection = collection.of_classes(collection.classes[: setting.base])
+        if setting.kind == "domains":
+            collection = collection.only(domains=setting.sources)
+        splits = {record.split for record in collection.records}
+        if "train" in splits and "test" in splits:
+            return collection.only(split="train"), collection.only(split="test")
+        return collection, None
+
+    def _partition(self, pool: ImageCollection, count: int, seed: int) -> Partition:
+        sites = self._study.sites
+        match sites.rule:
+            case "class-blocks":
+                return by_class_blocks(pool, n_sites=count)
+            case "dirichlet":
+                return by_dirichlet(pool, n_sites=count, alpha=sites.alpha, seed=seed, minimum_records=sites.minimum)
+            case "patient":
+                return by_patient(pool, n_sites=count, seed=seed)
+            case "domain":
+                return by_domain(pool)
+            case "site":
+                return by_site(pool)
+
+    def _tests(self, trained: ClassSet, public: ImageCollection | None, own: Sequence[TestSet]) -> tuple[TestSet, ...]:
+        setting, whole = self._study.setting, self.data.collection
+        if setting.kind == "domains":
+            targets = [
+                TestSet(name, "", self._limited(whole.only(domains=[name])), trained) for name in setting.targets
+            ]
+            others = [
+                TestSet(other.name, "", self._limited(_tested(other.collection)), other.classes)
+                for other in self.others
+            ]
+            return (*targets, *others)
+        everything = public if public is not None else _joined([item.images for item in own], trained.names)
+        if setting.kind == "personalised":
+            return (TestSet("all", "", self._limited(everything), trained),)
+        unseen = whole.of_classes(whole.classes[setting.base :])
+        candidates = self.data.classes.subset(unseen.classes)
+        return (
+            TestSet("base", "", self._limited(everything), trained),
+            TestSet("new", "", self._limited(_tested(unseen)), candidates),
+        )
+
+    def _limited(self, images: ImageCollection) -> ImageCollection:
+        return _sampled(images, self._study.setting.most_test_images, np.random.default_rng(_TEST_SEED))
+
+
+def open_section(section: DataSection, root: Path | None, scratch: Path) -> OpenedData:
+    """Read a data section.
+
+    Raises:
+        UserError: what its reader refuses, or a class without attributes.
+    """
+    if section.folder == PACKAGED:
+        folder = scratch / "digits"
+        write_class_folders(folder)
+    else:
+        folder = require_data_below(root, section)
+    names = ",".join(section.classes) or None
+    layout = section.layout or None
+    collection = DataSource(folder, section.preset or None, layout, names, section.allow_incomplete).open()
+    if section.preset:
+        preset = load_preset(section.preset)
+        texts = (preset.attributes, preset.template, preset.plain_template)
+    else:
+        texts = ("", "", "")
+    attributes = section.attributes or texts[0]
+    if not attributes:
+        raise UserError(
+            f"[data] preset {section.preset!r} has no attribute file of its own",
+            remedy="name one as [data] attributes; docs/experiments-data.md says how to write it",
+        )
+    described = attributes_from(attributes).for_classes(collection.classes)
+    task = Task(tuple(TaskClass(item.name, item.attributes) for item in described), section.template or texts[1])
+    return OpenedData(
+        section.preset or Path(section.folder).name, collection, ClassSet(task, section.plain_template or texts[2])
+    )
+
+
+def _site_name(share: str, number: int) -> str:
+    """A share's name as a roster takes it: lower-case letters, digits, hyphens."""
+    plain = re.sub(r"[^a-z0-9]+", "-", share.lower()).strip("-")[:50]
+    return plain or f"site-{number}"
+
+
+def _hold_out(
+    held: ImageCollection, share: float, generator: np.random.Generator
+) -> tuple[ImageCollection, ImageCollection]:
+    """Part a site's images, patients whole: what it trains on, and what it is measured on."""
+    units = list(dict.fromkeys(_unit(record, at) for at, record in enumerate(held.records)))
+    n_tests = min(max(1, round(share * len(units))), len(units) - 1)
+    chosen = {units[at] for at in generator.permutation(len(units))[:n_tests]}
+    tests = [at for at, record in enumerate(held.records) if _unit(record, at) in chosen]
+    kept = set(tests)
+    return held.take(at for at in range(len(held)) if at not in kept), held.take(tests)
+
+
+def _unit(record: ImageRecord, at: int) -> str | int:
+    return at if record.patient is None else record.patient
+
+
+def _same_domain(public: ImageCollection, held: ImageCollection) -> ImageCollection:
+    domains = {record.domain for record in held.records} - {None}
+    return public if not domains else public.only(domains=[name for name in domains if name is not None])
+
+
+def _tested(collection: ImageCollection) -> ImageCollection:
+    """The test part, or everything where there is none."""
+    return collection.only(split="test") if any(r.split == "test" for r in collection.records) else collection
+
+
+def _sampled(images: ImageCollection, most: int, generator: np.random.Generator) -> ImageCollection:
+    if not most or len(images) <= most:
+        return images
+    return images.take(int(at) for at in np.sort(generator.permutation(len(images))[:most]))
+
+
+def _joined(parts: Sequence[ImageCollection], names: Sequence[str]) -> ImageCollection:
+    from fedmvp.data.records import merge  # noqa: PLC0415
+
+    return merge([_widened(part, names) for part in parts], parts[0].source)
+
+
+def _widened(part: ImageCollection, names: Sequence[str]) -> ImageCollection:
+    """The same images numbered among more classes."""
+    if part.classes == tuple(names):
+        return part
+    new = {at: names.index(name) for at, name in enumerate(part.classes)}
+    records = tuple(
+        ImageRecord(r.path, tuple(sorted(new[label] for label in r.labels)), r.site, r.patient, r.domain, r.split)
+        for r in part.records
+    )
+    return ImageCollection(records, tuple(names), part.source, part.multi_label)

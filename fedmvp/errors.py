@@ -7,6 +7,7 @@ that reaches the command line is a defect of ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 
@@ -40,3 +41,11 @@ class UserError(Exception):
         self.what = what
         self.remedy = remedy
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[Callable[..., UserError], tuple[str, str, ExitCode]]:
+        """Cross from a worker process to the one that prints it."""
+        return _rebuilt, (self.what, self.remedy, self.exit_code)
+
+
+def _rebuilt(what: str, remedy: str, exit_code: ExitCode) -> UserError:
+    return UserError(what, remedy=remedy, exit_code=exit_code)

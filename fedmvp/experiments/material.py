@@ -146,7 +146,7 @@ class Material:
             if not 2 <= setting.base < len(collection.classes):
                 raise UserError(
                     f"[setting] base is {setting.base}; the data have {len(collection.classes)} classes",
-                    remedy="leave at least two classes on either side",
+                    remedy="leave at least one class that nobody trains",
                 )
             collection = collection.of_classes(collection.classes[: setting.base])
         if setting.kind == "domains":

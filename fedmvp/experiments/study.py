@@ -44,7 +44,6 @@ class DataSection(Section):
         default="", description="instead of a preset"
     )
     classes: Texts = Field(default=(), description="class names in order; needed for a manifest")
-    multi_label: bool = Field(default=False, description="whether a manifest gives an image several labels")
     attributes: str = Field(default="", description="attribute file, or the name of a packaged one; the preset's")
     template: str = Field(default="", description="sentence with {name} and {attribute}; the preset's")
     plain_template: str = Field(default="", description="sentence with {name}; the preset's")

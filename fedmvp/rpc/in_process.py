@@ -50,6 +50,7 @@ class InProcessServer:
         self._handlers: dict[str, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: asyncio.Task[Any] | None = None
+        self._closed = False
         self._settled = threading.Event()
         self.sent: Counter[bytes] = Counter()
         self.received: Counter[bytes] = Counter()
@@ -75,7 +76,7 @@ class InProcessServer:
 
     def close(self) -> None:
         """Take no further call; whoever waits for the opening learns that there is none."""
-        self._loop = None
+        self._closed = True
         self._settled.set()
 
     def channel(self, certificate: bytes) -> InProcessChannel:
@@ -94,7 +95,7 @@ class InProcessServer:
         """
         self._settled.wait()
         loop = self._loop
-        if loop is None:
+        if loop is None or self._closed:
             raise InProcessError(grpc.StatusCode.UNAVAILABLE, "the coordinator of this process has ended")
         return loop, self._handlers[method]
 
@@ -116,37 +117,43 @@ class InProcessChannel:
         for stream in tuple(self._open):
             stream.cancel()
 
-    def unary_unary(self, method: str, serialize: Any, parse: Parse, **_options: Any) -> Callable[..., Any]:
+    def unary_unary(
+        self, method: str, request_serializer: Any, response_deserializer: Parse, **_options: Any
+    ) -> Callable[..., Any]:
         """Return the call of a method with one request and one reply."""
 
         def call(request: Any, timeout: float | None = None, metadata: Any = None) -> Any:
             del metadata
             loop, handler = self._server.find(method)
-            work = handler.unary_unary(self._parsed(handler, serialize(request)), self._context)
-            return self._reply(loop, handler, work, parse, timeout)
+            work = handler.unary_unary(self._parsed(handler, request_serializer(request)), self._context)
+            return self._reply(loop, handler, work, response_deserializer, timeout)
 
         return call
 
-    def stream_unary(self, method: str, serialize: Any, parse: Parse, **_options: Any) -> Callable[..., Any]:
+    def stream_unary(
+        self, method: str, request_serializer: Any, response_deserializer: Parse, **_options: Any
+    ) -> Callable[..., Any]:
         """Return the call of a method with many requests and one reply."""
 
         def call(requests: Iterator[Any], timeout: float | None = None, metadata: Any = None) -> Any:
             del metadata
             loop, handler = self._server.find(method)
-            parts = (self._parsed(handler, serialize(request)) for request in requests)
+            parts = (self._parsed(handler, request_serializer(request)) for request in requests)
             work = handler.stream_unary(_one_by_one(parts), self._context)
-            return self._reply(loop, handler, work, parse, timeout)
+            return self._reply(loop, handler, work, response_deserializer, timeout)
 
         return call
 
-    def unary_stream(self, method: str, serialize: Any, parse: Parse, **_options: Any) -> Callable[..., Any]:
+    def unary_stream(
+        self, method: str, request_serializer: Any, response_deserializer: Parse, **_options: Any
+    ) -> Callable[..., Any]:
         """Return the call of a method with one request and many replies."""
 
         def call(request: Any, timeout: float | None = None, metadata: Any = None) -> _Stream:
             del metadata
             loop, handler = self._server.find(method)
-            replies = handler.unary_stream(self._parsed(handler, serialize(request)), self._context)
-            stream = _Stream(loop, replies, lambda reply: self._passed(handler, reply, parse), timeout)
+            replies = handler.unary_stream(self._parsed(handler, request_serializer(request)), self._context)
+            stream = _Stream(loop, replies, lambda reply: self._passed(handler, reply, response_deserializer), timeout)
             self._open.add(stream)
             stream.when_over(lambda: self._open.discard(stream))
             return stream

@@ -13,10 +13,10 @@ from PIL import Image
 from fedmvp.cli import audit as audit_module
 from fedmvp.cli.audit import STEPS_A_MINUTE, rounds_in_a_minute
 from fedmvp.cli.plan import plan_study
-from fedmvp.study.calibration import calibrate
 from fedmvp.client.delta import require_small_delta
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.model import from_policy, parameters
+from fedmvp.study.calibration import calibrate
 from fedmvp.study.config import load_client_config
 from fedmvp.study.consortium import enrol, open_consortium
 from fedmvp.study.credentials import load_study

@@ -1,0 +1,148 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmvp.experiments.cell import Bench
+from fedmvp.experiments.federation import PlainSums
+from fedmvp.experiments.results import Cell, Measurement
+from fedmvp.experiments.study import Study
+from fedmvp.experiments.sweep import CellPlan, plan_cells
+from secure_agg.messages import PublishedSum
+from tests.experiments.tiny_study import make_study, write_images
+
+UNREPEATABLE = {"seconds", "bytes-up", "bytes-down"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("squares")
+    write_images(made)
+    return made
+
+
+def bench_of(study: Study, folder: Path) -> Bench:
+    return Bench(study, folder, folder / "scratch")
+
+
+def plans_of(study: Study, bench: Bench) -> dict[tuple[str, str], CellPlan]:
+    return {(plan.cell.method, plan.cell.mode): plan for plan in plan_cells(study, bench.material.site_counts)}
+
+
+def final(rows: list[Measurement]) -> dict[tuple[str, str], float]:
+    return {(row.metric, row.group): row.value for row in rows if row.round is None and row.metric not in UNREPEATABLE}
+
+
+MODES = ["non-private", "record-local", "record-distributed", "silo-distributed"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cell_through_the_secure_sum_ends_where_plain_sums_end(mode: str, folder: Path) -> None:
+    privacy = {"modes": [mode], "epsilons": [50.0]}
+    study = make_study(folder, privacy=privacy, training={"learning_rate": 0.25})
+    bench = bench_of(study, folder)
+    plan = plans_of(study, bench)["prompts", mode]
+    secure = bench.run(plan)
+    bench.study = make_study(folder, privacy={**privacy, "secure_sum": False}, training={"learning_rate": 0.25})
+    plain = bench.run(plan)
+    assert final(secure) == pytest.approx(final(plain), abs=1e-6 if mode != "non-private" else 0.05)
+    assert final(secure)["sum-error", ""] == 0
+    sent = [row.value for row in secure if row.metric == "bytes-up"]
+    assert len(sent) == 3
+    assert min(sent) > 2 * 4 * final(secure)["parameters", ""]  # two rounds of four bytes a parameter
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(folder: Path) -> None:
+    study = make_study(folder, study={"seeds": [0, 1]}, privacy={"modes": ["record-local"], "epsilons": [1.0]})
+    bench = bench_of(study, folder)
+    first, other = (plan for plan in plan_cells(study, bench.material.site_counts) if plan.trains)
+    again = bench_of(study, folder).run(first)
+    once = bench.run(first)
+    strip = [row for row in once if row.metric not in UNREPEATABLE]
+    assert strip == [row for row in again if row.metric not in UNREPEATABLE]
+    assert final(bench.run(other)) != final(once)
+
+
+def test_every_site_is_charged_no_more_than_the_cells_epsilon(folder: Path) -> None:
+    study = make_study(folder, privacy={"modes": ["record-local", "record-distributed"], "epsilons": [2.0]})
+    bench = bench_of(study, folder)
+    for mode in ("record-local", "record-distributed"):
+        rows = bench.run(plans_of(study, bench)["prompts", mode])
+        spent = [row.value for row in rows if row.metric == "epsilon"]
+        assert len(spent) == 3
+        assert all(1.9 < epsilon <= 2.0 for epsilon in spent)
+
+
+def test_before_the_first_round_the_prompts_score_what_zero_shot_scores(folder: Path) -> None:
+    study = make_study(folder)
+    bench = bench_of(study, folder)
+    zero_shot = final(bench.run(plans_of(study, bench)["zero-shot-attributes", "non-private"]))
+    rows = bench.run(plans_of(study, bench)["prompts", "non-private"])
+    start = next(row.value for row in rows if row.metric == "score" and row.round == 0)
+    assert start == zero_shot["score", ""]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "setting": {"kind": "base-to-new", "base": 2, "sources": [], "targets": []},
+            "sites": {"rule": "dirichlet", "counts": [3], "alpha": 5.0, "minimum": 5},
+        },
+        {"setting": {"kind": "personalised", "sources": [], "targets": []}},
+    ],
+)
+def test_the_other_settings_report_what_they_promise(changes: dict[str, Any], folder: Path) -> None:
+    study = make_study(folder, **changes, methods=[{"name": "linear-probe"}], privacy={"modes": ["non-private"]})
+    bench = bench_of(study, folder)
+    (plan,) = plan_cells(study, bench.material.site_counts)
+    values = final(bench.run(plan))
+    groups = {group for metric, group in values if metric == "accuracy"}
+    if study.setting.kind == "base-to-new":
+        assert {"local", "base", "new"} < groups
+        parts = [values["accuracy", group] for group in ("local", "base", "new")]
+        assert values["score", ""] == pytest.approx(3 / sum(1 / part for part in parts))
+    else:
+        own = [values["accuracy", part.name] for part in bench.deal(4, 0).sites]
+        assert values["score", ""] == pytest.approx(sum(own) / len(own))
+
+
+def test_several_labels_an_image_are_measured_by_average_precision(folder: Path) -> None:
+    rows = ["image,labels,site"]
+    for at, path in enumerate(sorted((folder / "squares").rglob("*.png"))):
+        labels = path.parent.name if at % 4 else "red|blue"
+        rows.append(f"{path},{labels},s{at % 3}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    study = make_study(
+        folder,
+        data={"folder": "labels.csv", "layout": "manifest"},
+        setting={"kind": "personalised", "sources": [], "targets": []},
+        sites={"rule": "site"},
+    )
+    bench = bench_of(study, folder)
+    values = final(bench.run(plans_of(study, bench)["prompts", "record-local"]))
+    assert 0 < values["score", ""] <= 1
+    assert {metric for metric, _ in values} >= {"average-precision", "score", "epsilon"}
+
+
+def test_a_sum_that_is_not_the_sites_sum_is_seen() -> None:
+    vectors = {1: np.array([1, 2], dtype=np.uint32), 2: np.array([3, 2**32 - 1], dtype=np.uint32)}
+
+    def error(total: list[int]) -> float:
+        sums = PlainSums()
+        for site, vector in vectors.items():
+            sums.keep((1, 1), site, vector)
+        sums.compare((1, 1), PublishedSum(np.array(total, dtype=np.uint32), (1, 2), bytes(32)))
+        return sums.largest_error
+
+    assert error([4, 1]) == 0
+    assert error([4, 2**32 - 2]) == 3
+
+
+def test_a_cell_is_named_by_all_that_it_differs_in() -> None:
+    cell = Cell("prompts", "record-local", 0.5, "bottleneck_width 4", 3, 1)
+    assert cell.name == "prompts-bottleneck_width4-record-local-eps0.5-3sites-seed1"
+    others = [replace(cell, epsilon=5.0), replace(cell, size=""), replace(cell, sites=4), replace(cell, seed=2)]
+    assert len({item.name for item in (cell, *others)}) == 5

@@ -1,0 +1,154 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmvp.data.records import ImageCollection
+from fedmvp.errors import UserError
+from fedmvp.experiments.material import Material
+from fedmvp.experiments.run import LocalEngine, run_study
+from tests.experiments.tiny_study import COLOURS, make_run, make_study, write_images
+
+
+def opened(folder: Path, **changes: Any) -> Material:
+    if not (folder / "squares").exists():
+        write_images(folder)
+    return Material(make_study(folder, **changes), folder, folder / "scratch")
+
+
+def paths(images: ImageCollection) -> set[Path]:
+    return {record.path for record in images.records}
+
+
+def test_domains_are_sites_and_no_image_is_trained_on_and_measured_on(tmp_path: Path) -> None:
+    deal = opened(tmp_path).deal(3, 0)
+    assert [part.name for part in deal.sites] == ["dark", "noisy", "plain"]
+    trained = [paths(part.images) for part in deal.sites]
+    assert sum(map(len, trained)) == len(set().union(*trained))
+    measured = set().union(*(paths(test.images) for test in deal.tests))
+    assert not measured & set().union(*trained)
+    target, *own = deal.tests
+    assert (target.group, target.site, len(target.images)) == ("framed", "", 32)
+    assert [(test.group, test.site) for test in own] == [("local", part.name) for part in deal.sites]
+
+
+def test_equal_seeds_deal_equally_and_the_targets_images_do_not_depend_on_the_seed(tmp_path: Path) -> None:
+    setting = {"most_test_images": 9}
+    first, again, other = (opened(tmp_path, setting=setting).deal(3, seed) for seed in (0, 0, 1))
+    assert [paths(part.images) for part in first.sites] == [paths(part.images) for part in again.sites]
+    assert [paths(part.images) for part in first.sites] != [paths(part.images) for part in other.sites]
+    assert paths(first.tests[0].images) == paths(other.tests[0].images)
+    assert len(first.tests[0].images) == 9
+
+
+def test_base_to_new_trains_some_classes_and_measures_all(tmp_path: Path) -> None:
+    setting = {"kind": "base-to-new", "base": 2, "sources": [], "targets": []}
+    sites = {"rule": "dirichlet", "counts": [3], "alpha": 5.0, "minimum": 5}
+    deal = opened(tmp_path, setting=setting, sites=sites).deal(3, 0)
+    base, new, *own = deal.tests
+    assert deal.trained.names == base.candidates.names == ("red", "green")
+    assert new.candidates.names == ("blue", "yellow")
+    assert len(new.images) == 2 * 4 * 8
+    assert len(own) == 3
+    assert not {path.parent.name for part in deal.sites for path in paths(part.images)} & set(new.candidates.names)
+
+
+def test_as_many_base_classes_as_there_are_classes_leave_nothing_to_be_new(tmp_path: Path) -> None:
+    setting = {"kind": "base-to-new", "base": 4, "sources": [], "targets": []}
+    with pytest.raises(UserError, match="base is 4; the data have 4 classes"):
+        opened(tmp_path, setting=setting, sites={"rule": "dirichlet", "counts": [3]}).deal(3, 0)
+
+
+def test_a_site_holds_no_more_images_than_it_may(tmp_path: Path) -> None:
+    deal = opened(tmp_path, sites={"most_images": 12}).deal(3, 0)
+    assert [len(part.images) for part in deal.sites] == [12, 12, 12]
+
+
+def test_images_of_one_patient_are_either_trained_on_or_measured_on(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    rows = ["image,label,patient,site"]
+    for at, path in enumerate(sorted((tmp_path / "squares").rglob("*.png"))):
+        rows.append(f"{path},{path.parent.name},p{at // 2},site-{at % 6 // 2}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    data = {"folder": "table.csv", "layout": "manifest", "classes": list(COLOURS)}
+    setting = {"kind": "personalised", "sources": [], "targets": []}
+    deal = opened(tmp_path, data=data, setting=setting, sites={"rule": "site"}).deal(3, 0)
+
+    def patients(images: ImageCollection) -> set[str | None]:
+        return {record.patient for record in images.records}
+
+    for part in deal.sites:
+        own = next(test for test in deal.tests if test.site == part.name)
+        assert not patients(part.images) & patients(own.images)
+
+
+def break_image(folder: Path) -> None:
+    (folder / "squares/dark/red/3.png").write_bytes(b"no image")
+
+
+def empty_class(folder: Path) -> None:
+    for path in (folder / "squares/dark/red").iterdir():
+        path.unlink()
+
+
+def unknown_label(folder: Path) -> None:
+    (folder / "squares/dark/pink").mkdir()
+
+
+def one_class(folder: Path) -> None:
+    rows = ["image,label,site"]
+    rows += [
+        f"{path},{path.parent.name},{'lonely' if path.parent.name == 'red' else f's{at % 3}'}"
+        for at, path in enumerate(sorted((folder / "squares").rglob("*.png")))
+    ]
+    (folder / "table.csv").write_text("\n".join(rows))
+
+
+def patient_in_two_splits(folder: Path) -> None:
+    rows = ["image,label,site,patient,split"]
+    rows += [
+        f"{path},{path.parent.name},s{at % 3},p{at // 2},{'train' if at % 2 else 'test'}"
+        for at, path in enumerate(sorted((folder / "squares").rglob("*.png")))
+    ]
+    (folder / "table.csv").write_text("\n".join(rows))
+
+
+TABLE = {
+    "data": {"folder": "table.csv", "layout": "manifest", "classes": list(COLOURS)},
+    "setting": {"kind": "personalised", "sources": [], "targets": []},
+    "sites": {"rule": "site"},
+}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "named"),
+    [
+        (break_image, {}, ["squares/dark/red/3.png"]),
+        (empty_class, {}, ["red", "squares/dark/red"]),
+        (unknown_label, {}, ["pink"]),
+        (one_class, TABLE, ["lonely", "'red'", "minimum of 2"]),
+        (patient_in_two_splits, TABLE, ["column patient", "one patient"]),
+        (lambda folder: None, {"sites": {"minimum": 33}}, ["dark has 32", "minimum of 33"]),
+        (lambda folder: None, {"setting": {"targets": ["embossed"]}}, ["embossed"]),
+        (lambda folder: None, {"sites": {"rule": "site"}}, ["site"]),
+        (lambda folder: (folder / "colours.toml").write_text("title = 1"), {}, ["colours.toml"]),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_said_before_any_training(
+    spoil: Any, changes: dict[str, Any], named: list[str], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, **changes)
+    spoil(tmp_path)
+    with pytest.raises(UserError) as refused:
+        run_study(run, LocalEngine())
+    assert all(part in refused.value.what for part in named), refused.value.what
+    assert refused.value.remedy
+    assert not list(run.out.rglob("*.parquet"))
+
+
+def test_a_study_without_its_data_folder_says_what_to_pass(tmp_path: Path) -> None:
+    run = replace(make_run(tmp_path), root=None)
+    with pytest.raises(UserError, match="none was given") as refused:
+        run_study(run, LocalEngine())
+    assert "--data" in refused.value.remedy

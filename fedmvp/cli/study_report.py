@@ -39,7 +39,7 @@ def report_studies(paths: Sequence[Path], folder: Path, *, markdown: bool) -> Ex
     code = ExitCode.OK
     for study in studies:
         for cell, spent in overspent_cells(study.results):
-            terms = full_terms(study.results.facts)
+            terms = full_terms(study.results.facts, [cell.mode])
             say(f"error: {study.name}: {cell.name} spent ε {spent:.4g}, above its target {cell.epsilon:g} ({terms})")
             code = ExitCode.BUDGET
     return code

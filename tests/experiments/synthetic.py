@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedmvp.experiments.results import NON_PRIVATE, Cell, Measurement, Results, Row
@@ -103,3 +103,11 @@ class Synthetic:
             yield cell, Measurement("bytes-down", self.rounds * (8.0 * parameters + 3000), site)
         yield cell, Measurement("seconds", 40.0 + parameters / 1000)
         yield cell, Measurement("sum-error", 2.0**-20)
+
+
+SMALL = Synthetic(epsilons=(8.0, 1.0), rounds=4, seeds=(0, 1, 2), groups={"base": 0.0, "new": -0.1})
+
+
+def titled(results: Results, **facts: Any) -> Results:
+    """The same results with other facts."""
+    return replace(results, facts={**results.facts, **facts})

@@ -15,7 +15,7 @@ from fedmvp.experiments.report.summary import PLAIN, Comparison, Entry, Terms
 PANEL_INCHES = 3.3
 LABELS_INCHES = 1.8
 _MARGIN = 0.06
-_BELOW_ZERO_SHOT = 0.5
+_BELOW_ZERO_SHOT = 0.3
 """Of the height above zero-shot, how much is shown below it: a method that collapses must not flatten all others."""
 
 _PLAIN_GAP = 1.6

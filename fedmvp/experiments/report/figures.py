@@ -25,7 +25,7 @@ def privacy_figure(comparison: Comparison, theme: Theme) -> Any:
     for axes, (mode, curves) in zip(all_axes, panels.items(), strict=True):
         places = drawing.epsilon_places(comparison, mode)
         drawing.epsilon_axis(axes, places, theme)
-        axes.set(ylim=limits, title=mode, xlabel=f"ε ({wording.short_terms(comparison.facts)})")
+        axes.set(ylim=limits, title=mode, xlabel=f"ε ({wording.short_terms(comparison.facts, [mode])})")
         drawing.draw_by_epsilon(axes, curves, places[PLAIN])
         drawing.draw_baselines(axes, comparison, theme)
     drawing.name_curves(all_axes[-1], list(panels.values())[-1], comparison, theme, 3.3)

@@ -65,8 +65,8 @@ def _all(parts: Iterable[Html]) -> Html:
 
 def _index(sections: Sequence[Section]) -> Html:
     """The studies and what came of them, linked."""
-    words = "FedMVP's entry and the linear probe, in percent, in the mode that the study leads with."
-    table = Table("Studies", OVERVIEW, tuple(section.overview for section in sections), (words,), text_columns=3)
+    notes = ("In percent.", *(section.overview_note for section in sections))
+    table = Table("Studies", OVERVIEW, tuple(section.overview for section in sections), notes, text_columns=2)
     return element("nav", _table(table, links=[f"#{section.name}" for section in sections]))
 
 

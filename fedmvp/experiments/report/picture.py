@@ -72,5 +72,5 @@ def _panel(axes: Any, study: Study, comparison: Comparison) -> None:
     axes.set_ylim(drawing.limits(comparison, [value for curve in curves for value in curve.points.values()]))
     axes.set_title(study.title, fontsize=9.5)
     axes.set_ylabel(drawing.score_words(comparison.facts), fontsize=8)
-    axes.set_xlabel(f"ε{f', {mode}' if mode else ''}\n{wording.short_terms(comparison.facts)}", fontsize=7.5)
+    axes.set_xlabel(f"ε{f', {mode}' if mode else ''}\n{wording.short_terms(comparison.facts, [mode])}", fontsize=7.5)
     label_ends(axes, ends, _HEIGHT_INCHES * 0.65)

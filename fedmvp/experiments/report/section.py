@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from fedmvp.experiments.report.tables import (
     difference_table,
     group_table,
     kept_table,
+    overview_note,
     overview_row,
     score_table,
     site_table,
@@ -71,6 +72,7 @@ class Section:
         short: what it shows, in sentences.
         parts: the rest.
         overview: a row for the index: what stands for FedMVP and its scores.
+        overview_note: what the epsilons of that row are.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Section:
     short: tuple[str, ...]
     parts: tuple[Part, ...] = field(repr=False)
     overview: tuple[Item, ...] = ()
+    overview_note: str = ""
 
 
 def section_of(study: Study) -> Section:
@@ -103,6 +106,7 @@ def section_of(study: Study) -> Section:
         short=tuple(sentence for comparison in study.comparisons for sentence in in_short(comparison)),
         parts=(*(part for comparison in study.comparisons for part in _parts(comparison)), _closing(study)),
         overview=overview_row(study),
+        overview_note=overview_note(study),
     )
 
 
@@ -229,14 +233,16 @@ def _seed_words(found: Sequence[Comparison]) -> str:
 
 
 def _site_words(sites: object) -> str:
+    """Sites with their images, or how many where they are many."""
     if not isinstance(sites, Sequence) or isinstance(sites, str):
         return ""
-    counts = [site["images"] for site in sites if isinstance(site, dict) and isinstance(site.get("images"), int)]
+    named = {str(site.get("name")): site.get("images") for site in sites if isinstance(site, Mapping)}
+    counts = [images for images in named.values() if isinstance(images, int)]
     if not counts or len(counts) != len(sites):
-        return wording.names([site.get("name") if isinstance(site, dict) else site for site in sites])
-    if len(counts) <= wording.MAX_NAMES_LISTED:
-        return wording.names([f"{site['name']} ({site['images']:,} images)" for site in sites])
-    return f"{len(counts)} with {min(counts):,} to {max(counts):,} images"
+        return wording.names(list(named))
+    if len(counts) > wording.MAX_NAMES_LISTED:
+        return f"{len(counts)} with {min(counts):,} to {max(counts):,} images"
+    return wording.names([f"{name} ({images:,} images)" for name, images in named.items()])
 
 
 def _file(comparison: Comparison, what: str) -> str:

@@ -49,7 +49,8 @@ figure { margin: 1rem 0 1.6rem; } figure img { display: block; max-width: 100%; 
 figcaption { font-size: .84rem; color: var(--muted); max-width: 60rem; margin-top: .2rem; }
 @media (max-width: 46rem) { body { padding: 1rem .8rem 3rem; font-size: 15px; } h1 { font-size: 1.45rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
-  figure img { max-width: none; width: max(100%, 44rem); } tbody th { max-width: 9rem; white-space: normal; } }
+  figure img { max-width: none; width: max(100%, 44rem); } tbody th { min-width: 7.5rem; max-width: 9rem;
+  white-space: normal; } }
 @page { size: A4 landscape; margin: 12mm; }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } section + section { break-before: page; }
   h2 { margin-top: 1rem; } h2, h3, .caption { break-after: avoid; } figure, tr, .alert { break-inside: avoid; }

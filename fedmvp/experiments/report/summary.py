@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -166,10 +166,15 @@ class Comparison:
 
     def groups(self) -> tuple[list[str], list[str]]:
         """Groups with a final share: those of the task (local, base, new, targets), and sites."""
-        names = {key[1] for values in self.cells.values() for key in values if key[0] in SHARE_METRICS and key[1]}
-        sites = [str(site["name"]) for site in self.facts.get("sites", ()) if isinstance(site, Mapping)]
-        targets = self.facts.get("targets", ())
-        known = [*NAMED_GROUPS, *(map(str, targets) if isinstance(targets, Sequence) else ())]
+        names = {
+            group
+            for values in self.cells.values()
+            for metric, group, number in values
+            if metric in SHARE_METRICS and group and number is None
+        }
+        sites = [str(site.get("name")) for site in self.facts.get("sites") or () if isinstance(site, Mapping)]
+        targets = self.facts.get("targets") or ()
+        known = [*NAMED_GROUPS, *([targets] if isinstance(targets, str) else map(str, targets))]
         order = {name: place for place, name in enumerate(known)}
         task = sorted(names - set(sites), key=lambda name: (order.get(name, len(order)), name))
         return task, [name for name in sites if name in names]
@@ -220,7 +225,7 @@ def finished(results: Results) -> dict[Cell, dict[Key, float]]:
 
 def missing(results: Results) -> list[str]:
     """Names of the cells that were planned or begun and have no final score."""
-    planned = [str(name) for name in results.facts.get("planned", ())]
+    planned = [str(name) for name in results.facts.get("planned") or ()]
     there = {cell.name for cell in finished(results)}
     return [name for name in dict.fromkeys([*planned, *(cell.name for cell in results.cells)]) if name not in there]
 

@@ -59,15 +59,9 @@ class Table:
 OVERVIEW = (
     Column("study"),
     Column("errors"),
-    Column("FedMVP's entry"),
     Column(FLOOR),
-    Column("non-private"),
-    Column("loosest ε"),
-    Column("strictest ε"),
-    Column("non-private", PROBE),
-    Column("loosest ε", PROBE),
-    Column("strictest ε", PROBE),
-    Column("loosest and strictest ε"),
+    *(Column(name, "FedMVP") for name in ("entry", "non-private", "loosest ε", "strictest ε")),
+    *(Column(name, PROBE) for name in ("non-private", "loosest ε", "strictest ε")),
 )
 """Of the index of several studies."""
 
@@ -84,17 +78,23 @@ def overview_row(study: Study) -> tuple[Item, ...]:
         ]
         return [*found, *[Item(wording.MISSING)] * (3 - len(found))]
 
-    words = " and ".join(terms.label for terms in dict.fromkeys(ends[1:]))
     errors = bool(overspent_cells(study.results)) or any(without_epsilon(found) for found in study.comparisons)
     return (
         Item(study.title),
         Item("ERROR" if errors else "none", look="alarm" if errors else "muted"),
-        Item(ours.label if ours else wording.MISSING),
         Item(wording.with_interval(None if start is None else comparison.score(start, PLAIN))),
+        Item(ours.label if ours else wording.MISSING),
         *scores(ours),
         *scores(other),
-        Item(f"{words}; {wording.full_terms(comparison.facts)}" if words else wording.MISSING, look="muted"),
     )
+
+
+def overview_note(study: Study) -> str:
+    """What the epsilons of its row are."""
+    comparison = study.comparisons[-1]
+    ends = dict.fromkeys([*comparison.headline[:1], *comparison.headline[-1:]])
+    words = " and ".join(terms.label for terms in ends) or "no private cell"
+    return f"{study.title}: {words}; {wording.full_terms(comparison.facts, [place.mode for place in ends])}."
 
 
 def score_table(comparison: Comparison) -> Table:
@@ -288,7 +288,7 @@ def site_table(comparison: Comparison, sites: Sequence[str], places: Sequence[Te
 
 def _epsilon_note(comparison: Comparison) -> tuple[str, ...]:
     """So that a table that is taken out of the report still says what its ε means."""
-    return (f"ε at {wording.full_terms(comparison.facts)}.",) if comparison.private else ()
+    return (f"ε at {wording.full_terms(comparison.facts, comparison.modes)}.",) if comparison.private else ()
 
 
 def _headings(columns: Sequence[Terms]) -> tuple[Column, ...]:

@@ -12,6 +12,7 @@ MAX_NAMES_LISTED = 8
 """Of more names a list says how many."""
 
 MISSING = "–"
+SILO = "silo-distributed"
 
 _PRIVATE = re.compile(r"\b(private|uncharged)\b", re.IGNORECASE)
 _HARMLESS = re.compile(r"\b(no |non-)private\b", re.IGNORECASE)
@@ -121,22 +122,29 @@ def delta_words(facts: Mapping[str, Any]) -> str:
     return f"{delta:.3g}" if isinstance(delta, int | float) else names(delta) or "not stated"
 
 
-def short_terms(facts: Mapping[str, Any]) -> str:
-    """What belongs to an ε, in a few words."""
-    unit, relation = names(facts.get("unit")) or "unit not stated", names(facts.get("neighboring_relation"))
-    return f"δ = {delta_words(facts)}, {unit}, {relation or 'relation not stated'}"
+def unit_words(facts: Mapping[str, Any], modes: Sequence[str]) -> str:
+    """What is protected: what the study says, and in silo-distributed always a whole site."""
+    stated = names(facts.get("unit")) or "unit not stated"
+    if SILO not in modes or stated == "site":
+        return stated
+    return "site" if set(modes) == {SILO} else f"{stated} (in {SILO}: site)"
 
 
-def full_terms(facts: Mapping[str, Any]) -> str:
-    """What belongs to an ε, all of it."""
-    return f"{short_terms(facts)}; accountant {names(facts.get('accountant')) or 'not stated'}"
+def short_terms(facts: Mapping[str, Any], modes: Sequence[str]) -> str:
+    """What belongs to an ε of these modes, in a few words."""
+    relation = names(facts.get("neighboring_relation")) or "relation not stated"
+    return f"δ = {delta_words(facts)}, {unit_words(facts, modes)}, {relation}"
+
+
+def full_terms(facts: Mapping[str, Any], modes: Sequence[str]) -> str:
+    """What belongs to an ε of these modes, all of it."""
+    return f"{short_terms(facts, modes)}; accountant {names(facts.get('accountant')) or 'not stated'}"
 
 
 def terms_sentence(facts: Mapping[str, Any], modes: Sequence[str]) -> str:
     """Once a study: what every ε of it means."""
     parts = [
-        f"unit of privacy: {names(facts.get('unit')) or 'not stated'}"
-        + (" (in silo-distributed: site)" if "silo-distributed" in modes and len(modes) > 1 else ""),
+        f"unit of privacy: {unit_words(facts, modes)}",
         f"neighbouring relation: {names(facts.get('neighboring_relation')) or 'not stated'}",
         f"δ = {delta_words(facts)}",
         f"accountant: {names(facts.get('accountant')) or 'not stated'}",

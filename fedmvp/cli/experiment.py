@@ -143,3 +143,25 @@ def run(*, study: Path, data: Path | None, out: Path | None, workers: int, engin
     from fedmvp.cli.study_run import run as run_study  # noqa: PLC0415
 
     run_study(RunOptions(study, data, out, workers, engine))
+
+
+@experiment.command("report")
+@click.argument("results", nargs=-1, required=True, type=DataPath)
+@click.option(
+    "--out",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the report is written.",
+)
+@click.option("--markdown", is_flag=True, help="Print the tables in Markdown too.")
+def report(results: tuple[Path, ...], folder: Path, *, markdown: bool) -> None:
+    """Write RESULTS as one page, pictures and tables.
+
+    RESULTS are results.parquet files, or folders that hold one; each study is a section.
+    """
+    from fedmvp.cli.study_report import report_studies  # noqa: PLC0415
+
+    code = report_studies(results, folder, markdown=markdown)
+    if code is not ExitCode.OK:
+        raise click.exceptions.Exit(int(code))

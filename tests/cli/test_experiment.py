@@ -14,7 +14,7 @@ from tests.data.drawings import draw, draw_classes
 from tests.docs.documents import ROOT
 
 PROGRAM = "fedmvp-experiment"
-COMMANDS = {"presets", "data", "attributes", "partition"}
+COMMANDS = {"presets", "data", "attributes", "partition", "report"}
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""From results files to one page, pictures and tables."""

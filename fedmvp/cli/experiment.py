@@ -133,7 +133,10 @@ def partition(
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; runs/NAME by default.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes; one for each core by default.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where.")
-def run(*, study: Path, data: Path | None, out: Path | None, workers: int, engine: str) -> None:
+@click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="A key in place of the file's.")
+def run(
+    *, study: Path, data: Path | None, out: Path | None, workers: int, engine: str, changes: tuple[str, ...]
+) -> None:
     """Run the cells of STUDY (a TOML file) that are not in the run folder yet.
 
     Every cell is a federation with the real server, sites, secure sum and ledgers, in one process. Can be stopped and
@@ -142,7 +145,7 @@ def run(*, study: Path, data: Path | None, out: Path | None, workers: int, engin
     from fedmvp.cli.study_run import RunOptions  # noqa: PLC0415
     from fedmvp.cli.study_run import run as run_study  # noqa: PLC0415
 
-    run_study(RunOptions(study, data, out, workers, engine))
+    run_study(RunOptions(study, data, out, workers, engine, changes))
 
 
 @experiment.command("report")

@@ -26,6 +26,7 @@ class RunOptions:
     out: Path | None
     workers: int
     engine: str
+    changes: tuple[str, ...] = ()
 
 
 def run(options: RunOptions) -> None:
@@ -34,7 +35,7 @@ def run(options: RunOptions) -> None:
     Raises:
         UserError: anything wrong with study or data, before any training; or a cell that cannot be run.
     """
-    study = load_study(options.study)
+    study = load_study(options.study, options.changes)
     out = options.out or Path("runs") / study.study.name
     # Hundreds of runs, each with a server and sites: what they log for operators is of no use here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))

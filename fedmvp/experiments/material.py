@@ -121,6 +121,7 @@ class Material:
         """
         study, collection = self._study, self.data.collection
         pool, public = self._pool(collection)
+        pool = _few_of_each_class(pool, study.sites.shots, np.random.default_rng((seed, 2)))
         partition = self._partition(pool, count, seed)
         require_usable(partition, pool, minimum_records=study.sites.minimum)
         generator = np.random.default_rng((seed, 1))
@@ -263,6 +264,17 @@ def _sampled(images: ImageCollection, most: int, generator: np.random.Generator)
     if not most or len(images) <= most:
         return images
     return images.take(int(at) for at in np.sort(generator.permutation(len(images))[:most]))
+
+
+def _few_of_each_class(pool: ImageCollection, shots: int, generator: np.random.Generator) -> ImageCollection:
+    """A seeded sample of so many images of each class, by an image's first label; all of them for 0."""
+    if not shots:
+        return pool
+    taken: list[int] = []
+    for label in range(len(pool.classes)):
+        of_class = [at for at, record in enumerate(pool.records) if record.labels[:1] == (label,)]
+        taken += [of_class[at] for at in generator.permutation(len(of_class))[:shots]]
+    return pool.take(sorted(taken))
 
 
 def _joined(parts: Sequence[ImageCollection], names: Sequence[str]) -> ImageCollection:

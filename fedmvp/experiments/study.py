@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -88,6 +90,7 @@ class SitesSection(Section):
     counts: Annotated[tuple[int, ...], Field(strict=False)] = Field(default=(), description="sites; one sweep each")
     alpha: Positive = Field(default=0.5, description="of the Dirichlet distribution")
     minimum: int = Field(default=20, ge=1, description="fewest images of a site")
+    shots: int = Field(default=0, ge=0, description="images of each class before dealing, a seeded sample; 0 takes all")
     most_images: int = Field(default=0, ge=0, description="of a site, a seeded sample; 0 takes all")
 
     @model_validator(mode="after")
@@ -213,24 +216,41 @@ class Study(Section):
         return self
 
 
-def parse_study(document: bytes, *, source: str) -> Study:
-    """Parse a study.
-
-    Raises:
-        UserError: every mistake with its line.
-    """
-    text = document.decode("utf-8", "replace")
-    return validate(Study, parse_toml(document, source=source), source=source, text=text)
-
-
-def load_study(path: Path) -> Study:
+def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read a study from its file.
 
+    Args:
+        path: the file.
+        changes: `table.key=value` each, a TOML value, in place of what the file says.
+
     Raises:
-        UserError: missing, or as `parse_study`.
+        UserError: missing, a change that is none, or a mistake, with its line.
     """
     remedy = "name a STUDY.toml; docs/experiments.md shows one, and studies/ holds several"
-    return parse_study(read_document(path, what="study", remedy=remedy), source=str(path))
+    document = read_document(path, what="study", remedy=remedy)
+    values = parse_toml(document, source=str(path))
+    origins: dict[tuple[str, ...], str] = {}
+    for change in changes:
+        table, key, value = _change(change)
+        if not isinstance(values.setdefault(table, {}), dict):
+            raise UserError(f"--set {change}: [{table}] is no table of keys", remedy="change the file instead")
+        values[table][key] = value
+        origins[table, key] = "--set"
+    return validate(Study, values, source=str(path), text=document.decode("utf-8", "replace"), origins=origins)
+
+
+def _change(change: str) -> tuple[str, str, Any]:
+    name, found, value = change.partition("=")
+    table, dot, key = name.strip().partition(".")
+    try:
+        if not (found and dot and key):
+            raise ValueError
+        return table, key, tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        raise UserError(
+            f"--set {change!r} is no change of a key",
+            remedy="""write table.key=value with a TOML value, such as --set 'data.preset="dtd"'""",
+        ) from None
 
 
 def require_data_below(root: Path | None, section: DataSection) -> Path:

@@ -5,10 +5,11 @@ import pytest
 
 from fedmvp.errors import UserError
 from fedmvp.experiments.facts import require_unseen
+from fedmvp.experiments.material import Material
 from fedmvp.experiments.study import Study, load_study
 from fedmvp.experiments.sweep import plan_cells
 from fedmvp.study.documents import validate
-from tests.experiments.tiny_study import make_study, study_values
+from tests.experiments.tiny_study import make_study, study_values, write_images
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 
@@ -135,3 +136,25 @@ def test_a_tower_that_has_seen_the_studys_data_is_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="was made with cifar10"):
         require_unseen(validate(Study, others, source="STUDY.toml"))
     require_unseen(make_study(tmp_path))
+
+
+def test_a_key_can_be_set_on_the_command_line_and_a_wrong_one_is_told_as_such(tmp_path: Path) -> None:
+    path = STUDIES[0]
+    study = load_study(path, ["study.seeds=[5]", "training.rounds = 3", 'study.name="other"'])
+    assert (study.study.seeds, study.training.rounds, study.study.name) == ((5,), 3, "other")
+    with pytest.raises(UserError, match="rouns"):
+        load_study(path, ["training.rouns=3"])
+    for change in ("rounds=3", "training.rounds", "training.rounds=three"):
+        with pytest.raises(UserError, match="is no change"):
+            load_study(path, [change])
+    with pytest.raises(UserError, match="no table of keys"):
+        load_study(path, ["methods.name=3"])
+
+
+def test_shots_limit_the_images_of_every_class(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    material = Material(make_study(tmp_path, sites={"shots": 12, "minimum": 2}), tmp_path, tmp_path / "scratch")
+    deal = material.deal(3, 0)
+    held = [part.images for part in deal.sites] + [test.images for test in deal.tests if test.site]
+    counts = sum(images.label_matrix().sum(axis=0) for images in held)
+    assert counts.tolist() == [12, 12, 12, 12]

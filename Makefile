@@ -9,13 +9,25 @@ COVERED := tests/secure_agg tests/hostile tests/vectors tests/simulation/test_dr
 DEPENDENCIES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format protos bench clean
+.PHONY: help demo experiments test test-long lint format protos bench clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.demo ## set up and run the demo: one server, four sites, real images; writes runs/demo/report.html (MODE=record-distributed: noise in shares)
 	$(BIN)/python -m demo
+
+experiments: $(VENV)/.experiments ## run the small studies of the images in DATA=FOLDER, or without it of the packaged digits; writes runs/report
+	@rm -rf runs/report
+ifdef DATA
+	$(BIN)/fedmvp-experiment run studies/small-pacs-sketch.toml --data $(DATA)
+	$(BIN)/fedmvp-experiment run studies/small-cifar10-unseen.toml --data $(DATA)
+	$(BIN)/fedmvp-experiment report runs/small-pacs-sketch runs/small-cifar10-unseen --out runs/report
+else
+	@echo "DATA is not set: this runs the packaged digits; make experiments DATA=FOLDER runs FOLDER/pacs and FOLDER/cifar10"
+	$(BIN)/fedmvp-experiment run studies/digits.toml
+	$(BIN)/fedmvp-experiment report runs/digits --out runs/report
+endif
 
 test: $(VENV)/.dev ## set up and run the tests; every branch of secure_agg, ledger and accountants must be reached
 	$(PYTEST) $(COVERED) --cov=secure_agg --cov=privacy --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
@@ -58,6 +70,11 @@ $(BIN)/python:
 $(VENV)/.demo: $(BIN)/python $(DEPENDENCIES)
 	@echo "installing fedmvp into $(VENV) (a few minutes the first time)"
 	$(PIP) --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.experiments: $(VENV)/.demo
+	@echo "installing what studies need into $(VENV)"
+	$(PIP) --editable ".[demo,experiments]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

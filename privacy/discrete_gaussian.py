@@ -67,7 +67,7 @@ class DiscreteGaussian:
 
         Args:
             size: how many, >= 0.
-            randomness: source of the 32-byte key; tests alone replace it.
+            randomness: source of the 32-byte key; tests and `privacy.seeded` alone replace it.
 
         Returns:
             Shape ``(size,)``.

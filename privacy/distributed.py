@@ -74,7 +74,7 @@ def noisy_sum(
         clipped_sum: sum of gradients of norm at most ``max_grad_norm`` (d,), float64.
         params: of mode ``RECORD_DISTRIBUTED``.
         honest_survivors: t - c of the cohort.
-        randomness: source of bytes; tests alone replace it.
+        randomness: source of bytes; tests and `privacy.seeded` alone replace it.
         noise: the generator; tests alone replace it.
 
     Returns:
@@ -107,7 +107,7 @@ def noisy_update(
         update: what a round of training changed (d,), float64.
         params: of mode ``SILO_DISTRIBUTED``.
         honest_survivors: t - c of the cohort.
-        randomness: source of bytes; tests alone replace it.
+        randomness: source of bytes; tests and `privacy.seeded` alone replace it.
         noise: the generator; tests alone replace it.
 
     Returns:

@@ -1,7 +1,7 @@
 """Gaussian noise from a cryptographic generator, in float64 on the CPU.
 
 There is no seed to set: every call takes a fresh 256-bit key from the operating system, so forks, restarts and threads
-can never repeat a draw.
+can never repeat a draw. (`privacy.seeded` repeats them, for studies of public data, beside ledgers that say so.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class KeyStream:
     """The AES-256-CTR stream of one fresh key, as 64-bit words; never share one between two calls or two threads.
 
     Args:
-        randomness: source of the 32-byte key; tests alone replace it.
+        randomness: source of the 32-byte key; tests and `privacy.seeded` alone replace it.
         capacity: largest number of words asked for at once.
     """
 
@@ -60,7 +60,7 @@ def gaussian(
     Args:
         shape: of the result.
         standard_deviation: >= 0 and finite.
-        randomness: source of the 32-byte key; tests alone replace it.
+        randomness: source of the 32-byte key; tests and `privacy.seeded` alone replace it.
 
     Raises:
         ValueError: the standard deviation is negative or not finite, or the shape has a negative size.

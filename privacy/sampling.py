@@ -24,7 +24,7 @@ class PoissonSampler:
     Args:
         n_records: how many units there are, >= 0.
         sample_rate: inclusion probability in (0, 1], rounded down to a multiple of 2**-64.
-        randomness: source of bytes; tests alone replace it.
+        randomness: source of bytes; tests and `privacy.seeded` alone replace it.
 
     Raises:
         ValueError: a value is out of range.

@@ -173,7 +173,7 @@ class Material:
 
     def _tests(self, trained: ClassSet, public: ImageCollection | None, own: Sequence[TestSet]) -> tuple[TestSet, ...]:
         setting, whole = self._study.setting, self.data.collection
-        if setting.kind == "domains":
+        if setting.kind in ("domains", "cross-dataset"):
             targets = [
                 TestSet(name, "", self._limited(whole.only(domains=[name])), trained) for name in setting.targets
             ]

@@ -18,6 +18,7 @@ from fedmvp.model.parameters import Vector
 
 SCORES = {
     "domains": "accuracy on the target, averaged over targets",
+    "cross-dataset": "accuracy on data sets that nobody trained on, averaged over them",
     "base-to-new": "harmonic mean of Local, Base and New accuracy",
     "personalised": "accuracy on each site's own held-out images, averaged over sites",
 }
@@ -71,7 +72,7 @@ def measure_all(
     own = [value.value for test, value in measured if test.site]
     named = {test.group: value.value for test, value in measured if not test.site}
     local = sum(own) / len(own) if own else 0.0
-    if kind == "domains":
+    if kind in ("domains", "cross-dataset"):
         score = sum(named.values()) / len(named)
     elif kind == "base-to-new":
         rows.append(Measurement(rows[0].metric, local, "local", round_number))

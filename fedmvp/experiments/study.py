@@ -65,7 +65,7 @@ class DataSection(Section):
 class SettingSection(Section):
     """[setting]: what is trained on and what is measured."""
 
-    kind: Literal["domains", "base-to-new", "personalised"]
+    kind: Literal["domains", "base-to-new", "personalised", "cross-dataset"]
     sources: Texts = Field(default=(), description="domains that the sites hold; domains alone")
     targets: Texts = Field(default=(), description="domains that nobody holds; domains alone")
     base: int = Field(default=0, ge=0, description="how many classes, from the first, are trained; base-to-new alone")
@@ -211,6 +211,10 @@ class Study(Section):
             raise ValueError("two methods have one name")
         if self.setting.kind == "domains" and not (self.setting.targets or self.others):
             raise ValueError("domains need targets or [[others]]")
+        if (self.setting.kind == "cross-dataset") > bool(self.others):
+            raise ValueError("cross-dataset needs [[others]]: the data sets that are measured")
+        if self.others and self.setting.kind not in ("domains", "cross-dataset"):
+            raise ValueError(f"{self.setting.kind} takes no [[others]]")
         if self.sites.rule == "class-blocks" and self.setting.kind == "domains":
             raise ValueError("class blocks belong to base-to-new or personalised")
         return self

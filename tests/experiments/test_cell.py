@@ -11,7 +11,7 @@ from fedmvp.experiments.results import Cell, Measurement
 from fedmvp.experiments.study import Study
 from fedmvp.experiments.sweep import CellPlan, plan_cells
 from secure_agg.messages import PublishedSum
-from tests.experiments.tiny_study import make_study, write_images
+from tests.experiments.tiny_study import make_study, study_values, write_images
 
 UNREPEATABLE = {"seconds", "bytes-up", "bytes-down"}
 
@@ -146,3 +146,31 @@ def test_a_cell_is_named_by_all_that_it_differs_in() -> None:
     assert cell.name == "prompts-bottleneck_width4-record-local-eps0.5-3sites-seed1"
     others = [replace(cell, epsilon=5.0), replace(cell, size=""), replace(cell, sites=4), replace(cell, seed=2)]
     assert len({item.name for item in (cell, *others)}) == 5
+
+
+def test_other_data_sets_are_measured_among_their_own_classes(folder: Path) -> None:
+    others = [
+        {
+            **study_values(folder)["data"],
+            "folder": "squares/plain",
+            "layout": "class-folders",
+            "classes": ["blue", "red"],
+        }
+    ]
+    shown = folder / "two"
+    for name in ("blue", "red"):
+        (shown / name).mkdir(parents=True, exist_ok=True)
+        for path in (folder / "squares/framed" / name).iterdir():
+            (shown / name / path.name).write_bytes(path.read_bytes())
+    others[0]["folder"] = "two"
+    study = make_study(
+        folder,
+        setting={"kind": "cross-dataset", "sources": [], "targets": []},
+        sites={"rule": "dirichlet", "counts": [3], "alpha": 5.0},
+        others=others,
+        privacy={"modes": ["non-private"]},
+    )
+    bench = bench_of(study, folder)
+    values = final(bench.run(plans_of(study, bench)["prompts", "non-private"]))
+    assert values["score", ""] == values["accuracy", "two"]
+    assert values["score", ""] > 0.4  # two classes, not four

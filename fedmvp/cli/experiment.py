@@ -134,18 +134,18 @@ def partition(
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes; one for each core by default.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where.")
 @click.option("--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="A key in place of the file's.")
-def run(
-    *, study: Path, data: Path | None, out: Path | None, workers: int, engine: str, changes: tuple[str, ...]
-) -> None:
+@click.option("--ray-address", help="The Ray cluster; that of RAY_ADDRESS, or one of this machine, by default.")
+@click.option("--sites-as-actors", is_flag=True, help="With ray: each site a process, which talks over the network.")
+def run(*, study: Path, data: Path | None, out: Path | None, **options: Any) -> None:
     """Run the cells of STUDY (a TOML file) that are not in the run folder yet.
 
-    Every cell is a federation with the real server, sites, secure sum and ledgers, in one process. Can be stopped and
-    started again; a finished cell is never run twice.
+    Every cell is a federation with the real server, sites, secure sum and ledgers, in one process unless its sites
+    are actors. Can be stopped and started again; a finished cell is never run twice.
     """
     from fedmvp.cli.study_run import RunOptions  # noqa: PLC0415
     from fedmvp.cli.study_run import run as run_study  # noqa: PLC0415
 
-    run_study(RunOptions(study, data, out, workers, engine, changes))
+    run_study(RunOptions(study, data, out, **options))
 
 
 @experiment.command("report")

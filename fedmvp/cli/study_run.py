@@ -11,6 +11,7 @@ import structlog
 
 from fedmvp.cli.program import say, stdout
 from fedmvp.client.progress import shown
+from fedmvp.errors import ExitCode, UserError
 from fedmvp.experiments.run import Engine, LocalEngine, StudyRun, run_study
 from fedmvp.experiments.study import load_study
 
@@ -27,6 +28,8 @@ class RunOptions:
     workers: int
     engine: str
     changes: tuple[str, ...] = ()
+    ray_address: str | None = None
+    sites_as_actors: bool = False
 
 
 def run(options: RunOptions) -> None:
@@ -35,15 +38,26 @@ def run(options: RunOptions) -> None:
     Raises:
         UserError: anything wrong with study or data, before any training; or a cell that cannot be run.
     """
+    engine = _engine(options)
     study = load_study(options.study, options.changes)
     out = options.out or Path("runs") / study.study.name
     # Hundreds of runs, each with a server and sites: what they log for operators is of no use here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with shown(study.study.title) as progress:
-        results = run_study(StudyRun(study, options.data, out), _engine(options), progress)
+        results = run_study(StudyRun(study, options.data, out), engine, progress)
     say(f"look at it: fedmvp-experiment report {out} --out {out / 'report'}")
     stdout().print(results)
 
 
 def _engine(options: RunOptions) -> Engine:
+    if options.engine == "ray":
+        from fedmvp.experiments.engine_ray import RayEngine  # noqa: PLC0415
+
+        return RayEngine(options.ray_address, options.workers, sites_as_actors=options.sites_as_actors)
+    if options.ray_address is not None or options.sites_as_actors:
+        raise UserError(
+            "--ray-address and --sites-as-actors belong to a Ray cluster",
+            remedy="add --engine ray",
+            exit_code=ExitCode.USAGE,
+        )
     return LocalEngine(options.workers or max(1, os.cpu_count() or 1))

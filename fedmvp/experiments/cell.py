@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedmvp.data.records import ImageRecord
 from fedmvp.experiments.cell_policy import CellTerms, cell_policy
 from fedmvp.experiments.feature_table import FeatureTable, Progress, labels_of
-from fedmvp.experiments.federation import FederationOutcome, SourceOf, run_federation
+from fedmvp.experiments.federation import FederationOutcome, run_federation
 from fedmvp.experiments.material import Deal, Material, TestSet
 from fedmvp.experiments.plain import run_in_the_clear
 from fedmvp.experiments.results import Measurement
@@ -32,7 +32,7 @@ from fedmvp.methods.tower import FrozenTower
 from fedmvp.model.features import FrozenFeatures
 from fedmvp.model.loading import BackboneSpec, load_backbone
 from fedmvp.model.parameters import Vector, get_vector
-from fedmvp.server.evaluator import PublicScore
+from fedmvp.server.evaluator import PublicModel, PublicScore
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.from_policy import local_training_of
 from fedmvp.training.local import LocalTrainer
@@ -63,19 +63,16 @@ class Bench:
     def __init__(self, study: Study, root: Path | None, scratch: Path, progress: Progress | None = None) -> None:
         self.study = study
         self.material = Material(study, root, scratch)
-        tower = study.tower
-        checkpoint = (root or Path()) / tower.checkpoint if tower.checkpoint else None
-        backbone = load_backbone(BackboneSpec(tower.name, tower.pretrained, "", checkpoint))
-        self.tower = FrozenTower(backbone)
+        self.tower = load_tower(study, root)
         self._deals: dict[tuple[int, int], Deal] = {}
         paths = [
             record.path
             for count in self.material.site_counts
             for seed in study.study.seeds
-            for record in _records(self.deal(count, seed))
+            for record in self.records(self.deal(count, seed))
         ]
-        self.table = FeatureTable(paths, backbone.image_size, threads=2, progress=progress)
-        self._prepared: tuple[object, _Prepared] | None = None
+        self.table = FeatureTable(paths, self.tower.backbone.image_size, threads=2, progress=progress)
+        self._prepared: tuple[object, Prepared] | None = None
 
     def deal(self, count: int, seed: int) -> Deal:
         """Return who holds what for a number of sites and a seed."""
@@ -97,15 +94,22 @@ class Bench:
             return [*rows, Measurement("parameters", 0), Measurement("seconds", time.monotonic() - began)]
         policy = cell_policy(plan, self._terms(prepared.deal))
         history = _History(prepared, kind, policy.study.rounds)
-        sources = {
-            part.name: _SiteSource(prepared, site, policy, plan, self.study).build
-            for site, part in enumerate(prepared.deal.sites)
-        }
-        outcome = self._federate(policy, sources, history)
+        outcome = self.federate(plan, policy, prepared, history)
         rows = [*history.rows, *measure_all(prepared.tests, kind, outcome.parameters, None)]
         return [*rows, *_costs(outcome), Measurement("seconds", time.monotonic() - began)]
 
-    def _federate(self, policy: StudyPolicy, sources: Mapping[str, SourceOf], history: _History) -> FederationOutcome:
+    def records(self, deal: Deal) -> list[ImageRecord]:
+        """Return what of a deal is kept in memory here: everything."""
+        return records_of(deal)
+
+    def federate(
+        self, plan: CellPlan, policy: StudyPolicy, prepared: Prepared, history: PublicModel
+    ) -> FederationOutcome:
+        """Carry out a cell's rounds: here with sites that are threads."""
+        sources = {
+            part.name: SiteSource(prepared, site, policy, plan, self.study).build
+            for site, part in enumerate(prepared.deal.sites)
+        }
         with tempfile.TemporaryDirectory(prefix="fedmvp-cell-") as folder:
             run = run_federation if self.study.privacy.secure_sum else run_in_the_clear
             return run(Path(folder) / "study", policy, sources, history)
@@ -116,24 +120,40 @@ class Bench:
         name = (tower.name, "" if tower.checkpoint else tower.pretrained)
         return CellTerms(deal.trained, len(deal.sites), mean, privacy.delta, privacy.unit, name)
 
-    def _prepare(self, plan: CellPlan) -> _Prepared:
+    def _prepare(self, plan: CellPlan) -> Prepared:
         """Modules and features; kept while cells differ in mode and epsilon alone."""
         key = (repr(plan.method), plan.cell.sites, plan.cell.seed)
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = None  # the old one's memory first
             deal = self.deal(plan.cell.sites, plan.cell.seed)
-            self._prepared = (key, _Prepared(plan.method, deal, self.tower, self.table))
+            self._prepared = (key, Prepared(plan.method, deal, self.tower, self.table))
         return self._prepared[1]
 
 
-class _Prepared:
-    """A method's modules and features for one deal."""
+class Prepared:
+    """A method's modules and features for one deal.
 
-    def __init__(self, method: Method, deal: Deal, tower: FrozenTower, table: FeatureTable) -> None:
+    Args:
+        method: the method.
+        deal: who holds what; a site that is a process of its own has a deal of itself alone.
+        tower: the frozen tower.
+        table: with the images of the deal that are here.
+        objective: the loss, where it is known already.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        deal: Deal,
+        tower: FrozenTower,
+        table: FeatureTable,
+        objective: Objective | None = None,
+    ) -> None:
         self.deal = deal
         self._table = table
         self._method = method
         self._tower = tower
+        self._objective = objective
         self.model = self.build_for(deal.trained)
         models: dict[tuple[str, ...], MethodModel] = {}
         self.tests = [self._test(test, models) for test in deal.tests]
@@ -156,6 +176,8 @@ class _Prepared:
     @cached_property
     def objective(self) -> Objective:
         """The loss of the labels; for several labels an image calibrated on test images, without their labels."""
+        if self._objective is not None:
+            return self._objective
         if not self.deal.sites[0].images.multi_label:
             return SingleLabel()
         public = self.tests[0]
@@ -173,10 +195,18 @@ class _Prepared:
         )
 
 
-class _SiteSource:
-    """Builds a site's trainer; the trainers of a cell share one module, and train one after the other."""
+class SiteSource:
+    """Builds a site's trainer; trainers that share one module train one after the other.
 
-    def __init__(self, prepared: _Prepared, site: int, policy: StudyPolicy, plan: CellPlan, study: Study) -> None:
+    Args:
+        prepared: modules and features.
+        site: position in its deal.
+        policy: the signed policy.
+        plan: the cell, which batches and noise are seeded by.
+        study: the study, likewise.
+    """
+
+    def __init__(self, prepared: Prepared, site: int, policy: StudyPolicy, plan: CellPlan, study: Study) -> None:
         self._prepared = prepared
         self._site = site
         self._policy = policy
@@ -231,7 +261,7 @@ class _LockedTrainer:
 class _History:
     """The server's model, which measures some of the rounds."""
 
-    prepared: _Prepared
+    prepared: Prepared
     kind: str
     rounds: int
 
@@ -258,6 +288,18 @@ def _costs(outcome: FederationOutcome) -> list[Measurement]:
     return [*rows, *(Measurement("bytes-down", value, site) for site, value in outcome.bytes_down.items())]
 
 
-def _records(deal: Deal) -> list[ImageRecord]:
+def load_tower(study: Study, root: Path | None) -> FrozenTower:
+    """Load a study's tower.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    tower = study.tower
+    checkpoint = (root or Path()) / tower.checkpoint if tower.checkpoint else None
+    return FrozenTower(load_backbone(BackboneSpec(tower.name, tower.pretrained, "", checkpoint)))
+
+
+def records_of(deal: Deal) -> list[ImageRecord]:
+    """Return every image of a deal."""
     images = [part.images for part in deal.sites] + [test.images for test in deal.tests]
     return [record for collection in images for record in collection.records]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,16 @@ class FederationOutcome:
     bytes_down: Mapping[str, int]
     rounds: int
     sum_error: float
+
+
+class Sums(Protocol):
+    """Hears what a site puts into a sum, and the sum that is published."""
+
+    def keep(self, key: tuple[int, int], site: int, vector: NDArray[Any]) -> None:
+        """A site puts a vector into the sum of a (round, attempt)."""
+
+    def compare(self, key: tuple[int, int], published: PublishedSum) -> None:
+        """A site receives the sum."""
 
 
 class PlainSums:
@@ -110,7 +120,7 @@ def run_federation(
         UserError: a site or the server stopped for a reason that a person has to mend.
         PrivacyError: a budget was spent before the last round.
     """
-    study = _make_study(folder, policy, tuple(sources))
+    study = make_study(folder, policy, tuple(sources))
     sums, server = PlainSums(), InProcessServer()
 
     def serve() -> None:
@@ -123,7 +133,7 @@ def run_federation(
     def take_part(name: str) -> ClientOutcome:
         return run_client(
             load_client_config(study.site_configs[name], environment={}),
-            session_factory=_recorded(sums),
+            session_factory=recorded_session(sums),
             source_factory=lambda _config, _policy, ledger: sources[name](ledger),
             reconnect_seconds=0.5,
             server=server,
@@ -147,7 +157,15 @@ def run_federation(
     return _outcome(study, state.parameters, server, sums)
 
 
-def _make_study(folder: Path, policy: StudyPolicy, names: tuple[str, ...]) -> Study:
+def make_study(folder: Path, policy: StudyPolicy, names: tuple[str, ...], *, listen: str = "127.0.0.1:8443") -> Study:
+    """Make a cell's consortium, server, sites and ledgers.
+
+    Args:
+        folder: an empty folder.
+        policy: what is signed.
+        names: the sites.
+        listen: host:port that the server binds, where it binds one; sites are told the number of a port 0 later.
+    """
     epsilon_max = policy.privacy.epsilon_max
     unsafe = policy.privacy.mode == "UNSAFE-no-dp"
     options = [
@@ -160,7 +178,7 @@ def _make_study(folder: Path, policy: StudyPolicy, names: tuple[str, ...]) -> St
         )
         for name in names
     ]
-    study = create_study(folder, policy.document.decode(), sites=options)
+    study = create_study(folder, policy.document.decode(), sites=options, listen=listen)
     for name, config in study.site_configs.items():
         Ledger.create(
             config.parent / LEDGER_FILE,
@@ -173,7 +191,9 @@ def _make_study(folder: Path, policy: StudyPolicy, names: tuple[str, ...]) -> St
     return study
 
 
-def _recorded(sums: PlainSums) -> type[ClientSession]:
+def recorded_session(sums: Sums) -> type[ClientSession]:
+    """Return the sessions of the secure sum, which tell what goes in and what comes out."""
+
     class Recorded(ClientSession):
         def masked_input(self, vector: NDArray[Any], *args: Any, **options: Any) -> Any:
             sums.keep((self._context.round, self._context.attempt), self._site_id, vector)

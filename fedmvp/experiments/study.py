@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -269,3 +270,20 @@ def require_data_below(root: Path | None, section: DataSection) -> Path:
             remedy="pass --data FOLDER",
         )
     return root / section.folder
+
+
+def require_on_this_machine(paths: Iterable[Path]) -> None:
+    """Refuse to go on in a worker that does not see a study's data.
+
+    Args:
+        paths: folders or files that will be read.
+
+    Raises:
+        UserError: one of them does not exist here.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UserError(
+                f"{path} does not exist on {socket.gethostname()}, where a part of the study was to run",
+                remedy="make the folder of --data readable at the same path on every node",
+            )

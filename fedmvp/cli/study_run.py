@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -41,12 +42,18 @@ def run(options: RunOptions) -> None:
     engine = _engine(options)
     study = load_study(options.study, options.changes)
     out = options.out or Path("runs") / study.study.name
-    # Hundreds of runs, each with a server and sites: what they log for operators is of no use here.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    structlog.configure(processors=[_progress_alone, *structlog.get_config()["processors"]])
     with shown(study.study.title) as progress:
         results = run_study(StudyRun(study, options.data, out), engine, progress)
     say(f"look at it: fedmvp-experiment report {out} --out {out / 'report'}")
     stdout().print(results)
+
+
+def _progress_alone(_logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Drop what hundreds of servers and sites log for operators; keep errors, and how far the study is."""
+    if method in ("error", "critical", "exception") or {"done", "total"} <= set(event):
+        return event
+    raise structlog.DropEvent
 
 
 def _engine(options: RunOptions) -> Engine:

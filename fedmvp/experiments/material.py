@@ -133,7 +133,7 @@ class Material:
             held = pool.take(share.indices)
             candidates = trained.subset(tuple(pool.classes[label] for label in share.classes))
             if public is None:
-                held, kept = _hold_out(held, study.setting.test_share, generator)
+                held, kept = _hold_out(held, study.setting.held_out, generator)
             else:
                 kept = _same_domain(public, held)
             own.append(TestSet("local", name, self._limited(kept.of_classes(candidates.names)), candidates))

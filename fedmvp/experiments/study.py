@@ -70,7 +70,7 @@ class SettingSection(Section):
     sources: Texts = Field(default=(), description="domains that the sites hold; domains alone")
     targets: Texts = Field(default=(), description="domains that nobody holds; domains alone")
     base: int = Field(default=0, ge=0, description="how many classes, from the first, are trained; base-to-new alone")
-    test_share: float = Field(default=0.2, gt=0, lt=1, description="of a site's images, where the data have no test")
+    held_out: float = Field(default=0.2, gt=0, lt=1, description="of a site's images, where the data have no test")
     most_test_images: int = Field(default=2000, ge=1, description="of each target or test set; a seeded sample")
 
     @model_validator(mode="after")

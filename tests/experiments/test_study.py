@@ -122,7 +122,7 @@ def test_a_changed_setting_changes_the_digest_of_the_cells_that_it_touches_and_o
     second = make_study(tmp_path, methods=[methods[0], {"name": "fedvpt", "training": {"learning_rate": 0.25}}])
     before, after = ({p.cell.name: p.digest(study) for p in plan_cells(study, (3,))} for study in (first, second))
     assert {name for name in before if before[name] != after[name]} == {n for n in before if n.startswith("fedvpt")}
-    other_data = make_study(tmp_path, methods=methods, setting={"test_share": 0.5})
+    other_data = make_study(tmp_path, methods=methods, setting={"held_out": 0.5})
     assert all(p.digest(other_data) != before[p.cell.name] for p in plan_cells(other_data, (3,)))
 
 

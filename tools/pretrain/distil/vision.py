@@ -1,7 +1,7 @@
 """Train the vision tower of an embedded CLIP against the teachers.
 
     python -m tools.pretrain.distil.vision --corpus CORPUS --out unseen.pt --without cifar10
-    python -m tools.pretrain.distil.vision --corpus CORPUS --out small.pt --start fedmvp-tiny
+    python -m tools.pretrain.distil.vision --corpus CORPUS --out small.pt --start unseen.pt
 
 The student's distribution over names is a softmax over the likeness of its feature to MiniLM's features of the names,
 so that its space is MiniLM's, centred (Hinton et al. 2015, text as the classifier).
@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedmvp.model.supported import EMBEDDED_NAME
-from tools.pretrain.distil.batches import TEACHER_TEMPERATURE, Batch, draw
+from tools.pretrain.distil.batches import Batch, draw
+from tools.pretrain.distil.choices import judge
 from tools.pretrain.distil.guides import CHANNELS
-from tools.pretrain.distil.scenes import HELD_OUT, load_coloured
-from tools.pretrain.distil.sources import IMAGENET_CLASSES, load_lines, load_sources
+from tools.pretrain.distil.sources import load_sources
 from tools.pretrain.distil.state import Training
 from tools.pretrain.distil.tower import begin_with, build, see
 from tools.pretrain.train import make_optimizers
@@ -87,31 +87,6 @@ def lose(model: torch.nn.Module, guide: torch.nn.Module, bank: Tensor, batch: Ba
     guidance = F.mse_loss(seen.float(), wanted) if len(wanted) else torch.zeros(())
     said = {"names": names.item(), "cosine": cosine.item(), "guidance": guidance.item()}
     return names + 1 - cosine + GUIDANCE * guidance, said
-
-
-@torch.no_grad()
-def judge(model: torch.nn.Module, corpus: Path, bank: Tensor) -> dict[str, float]:
-    """How well what was kept for choices is seen: likeness to the teacher on scenes, and names of drawings.
-
-    A drawing counts as named when its own name is among the ten of the bank that are nearest to its feature.
-    """
-    model.eval()
-    kept = torch.load(corpus / "held_out.pt", weights_only=True)
-    plain = kept["names"] < 0
-    meaning = F.normalize(
-        (kept["logits"][plain].float() / TEACHER_TEMPERATURE).softmax(1) @ bank[:IMAGENET_CLASSES], dim=-1
-    )
-    features = torch.cat([model(part.float() / 127.5 - 1) for part in kept["pixels"][plain].split(200)])
-    found = {"scenes": (F.normalize(features, dim=-1) * meaning).sum(1).mean().item()}
-    for kind, (pixels, names) in {"coloured": load_coloured(corpus), "line": load_lines(corpus)}.items():
-        drawn = pixels[::HELD_OUT].float() / 255
-        features = torch.cat(
-            [model((part[:, :3] * part[:, 3:] + 1 - part[:, 3:]) * 2 - 1) for part in drawn.split(200)]
-        )
-        nearest = (F.normalize(features, dim=-1) @ bank.T).topk(10).indices
-        found[kind] = (nearest == names[::HELD_OUT, None]).any(1).float().mean().item()
-    model.train()
-    return {key: round(value, 4) for key, value in found.items()}
 
 
 def main() -> None:

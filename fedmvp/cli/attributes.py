@@ -62,8 +62,8 @@ def _coverage(read: AttributeFile, names: Sequence[str]) -> list[AttributeFindin
 
 
 def _lengths(read: AttributeFile, names: Sequence[str], template: str, backbone: str) -> list[AttributeFinding]:
-    """Sentences that a text tower would have to cut, and words that the embedded one never saw."""
-    from fedmvp.model.supported import EMBEDDED_NAME  # noqa: PLC0415 - loads torch
+    """Sentences that a text tower would have to cut, and words that an embedded one never saw."""
+    from fedmvp.model.supported import EMBEDDED_NAMES  # noqa: PLC0415 - loads torch
     from fedmvp.model.tokens import token_counter  # noqa: PLC0415
 
     count, room = token_counter(backbone)
@@ -74,10 +74,10 @@ def _lengths(read: AttributeFile, names: Sequence[str], template: str, backbone:
         for sentence in sentences
         if (length := count(sentence)) > room
     ]
-    if backbone == EMBEDDED_NAME:
+    if backbone in EMBEDDED_NAMES:
         from fedmvp.model.loading import BackboneSpec, load_backbone  # noqa: PLC0415
 
-        unknown = load_backbone(BackboneSpec(EMBEDDED_NAME, "embedded")).unknown_words(sentences)
+        unknown = load_backbone(BackboneSpec(backbone, "embedded")).unknown_words(sentences)
         if unknown:
             shown = ", ".join(unknown[:MAX_WORDS_SHOWN]) + (", ..." if len(unknown) > MAX_WORDS_SHOWN else "")
             found.append(AttributeFinding("warning", f"{len(unknown)} word pieces", f"{backbone} never saw: {shown}"))

@@ -28,7 +28,7 @@ class BackboneSpec:
     """Which backbone to load.
 
     Attributes:
-        name: `fedmvp-tiny` or an open_clip architecture.
+        name: an embedded model such as `fedmvp-tiny`, or an open_clip architecture.
         pretrained: `embedded`, an open_clip tag, or empty where a checkpoint is given.
         sha256: expected state hash, 64 hex digits, or empty.
         checkpoint: a local file with weights; wins over a download, while the tag still decides activation and

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fedmvp.model.clip_library import open_clip
-from fedmvp.model.embedded import EMBEDDED_WEIGHTS
-from fedmvp.model.supported import EMBEDDED_NAME, require_supported
+from fedmvp.model.embedded import embedded_weights
+from fedmvp.model.supported import EMBEDDED_NAMES, require_supported
 
 _START_AND_END = 2
 
@@ -17,14 +17,14 @@ def token_counter(backbone: str) -> tuple[Callable[[str], int], int]:
     """Return a function that counts the tokens of a sentence, and how many the text tower reads.
 
     Args:
-        backbone: the embedded model's name, or an open_clip architecture.
+        backbone: an embedded model's name, or an open_clip architecture.
 
     Raises:
         UserError: an architecture that fedmvp cannot use.
     """
     config: dict[str, Any]
-    if backbone == EMBEDDED_NAME:
-        config = json.loads(EMBEDDED_WEIGHTS.with_suffix(".json").read_text(encoding="utf-8"))
+    if backbone in EMBEDDED_NAMES:
+        config = json.loads(embedded_weights(backbone).with_suffix(".json").read_text(encoding="utf-8"))
     else:
         config = require_supported(backbone)
     length = int(config["text_cfg"].get("context_length", 77))

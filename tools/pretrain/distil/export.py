@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fedmvp.model.embedded import build_clip, save_embedded
-from tools.pretrain.distil.vision import CONFIG
+from tools.pretrain.distil.tower import CONFIG
 
 NORMALISATION = (0.5, 0.5, 0.5)
 # Every data set that the weights, their teachers or their settings have seen; a study's own must not be among them.
@@ -21,8 +21,6 @@ DATA = (
     "noto emoji",
     "twemoji",
     "fluent emoji",
-    "digits in open fonts",
-    "optdigits",
     "imagenet",
     "wordnet",
     "texts of all-minilm-l6-v2",
@@ -31,9 +29,13 @@ DATA = (
     "streamline emojis",
     "icon sets of iconify",
     "openclipart",
+    "panoramas of poly haven",
+    "pictures of the getty",
+    "pictures of scikit-image",
+    "pictures of opencv",
+    "pictures of libjxl",
+    "lomiri wallpapers",
 )
-# What came with the start from fedmvp-tiny alone, which a tower without CIFAR-10 does not have.
-FROM_THE_START = ("digits in open fonts", "optdigits")
 
 
 def export(vision: Path, text: Path, target: Path, *, without: frozenset[str]) -> None:
@@ -48,7 +50,7 @@ def export(vision: Path, text: Path, target: Path, *, without: frozenset[str]) -
     state["logit_scale"] = seen["average"]["log_scale"]
     model = build_clip(CONFIG)
     model.load_state_dict(state)
-    data = [name for name in DATA if name not in without and not (without and name in FROM_THE_START)]
+    data = [name for name in DATA if name not in without]
     save_embedded(
         model, {**CONFIG, "mean": NORMALISATION, "std": NORMALISATION, "data": data}, target, used[1:].tolist()
     )

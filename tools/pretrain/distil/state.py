@@ -52,6 +52,7 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # for Muon's products
+            for optimizer in self.optimizers:
+                optimizer.step()
         self.step += 1

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from fedmvp.model.clip_library import open_clip
 from tools.pretrain.corpus import read_concepts
+from tools.pretrain.distil.sources import IMAGENET_CLASSES
 from tools.pretrain.distil.state import Training
-from tools.pretrain.distil.vision import CONFIG, IMAGENET_CLASSES
+from tools.pretrain.distil.tower import CONFIG
 from tools.pretrain.muon import Muon
 
 NAME_TEMPLATES = (

@@ -90,6 +90,12 @@ def photo_views(pixels: Tensor) -> Tensor:
     return restyle(jitter(images, 0.35), sketched=0.12, cartooned=0.1)
 
 
+def scene_views(pixels: Tensor) -> Tensor:
+    """Views of uint8 views of scenes, changed so little that what was said of them still holds; some as a drawing."""
+    images = warp(pixels.float() / 255, scale=(0.85, 1.0), turn=5, padding="reflection")
+    return restyle(jitter(images, 0.15), sketched=0.12, cartooned=0.1)
+
+
 def drawing_views(pixels: Tensor, behind: Tensor) -> Tensor:
     """Views of uint8 drawings ``(n, 4, 64, 64)`` before white, a colour, or a photograph of ``behind``."""
     n = len(pixels)

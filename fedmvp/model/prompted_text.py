@@ -6,8 +6,9 @@ is shared is the map from words to class features, and the gradient of a sample 
 through that map. Two exact ways, chosen by cost:
 
 - one replica of the sentences for each sample, B backward passes;
-- the Jacobian of the class features by the words, joint_width backward passes, kept while the words stay the same, so
-  that all parts of a batch, and all sites that share a module, use one.
+- the Jacobian of the class features by the words, kept while the words stay the same, so that all parts of a batch, and
+  all sites that share a module, use one. It is the product of two: that of the states at the ends of the sentences, one
+  backward pass for each of their text_width numbers, and that of what follows, which joins no two sentences.
 
 Where no gradient by sample is read, the features are computed and differentiated once.
 """
@@ -114,10 +115,13 @@ class PromptedText:
         by_class = words[:, None].expand(-1, self.n_classes, -1, -1) if words.dim() == 3 else words
         replicas = len(by_class)
         chosen = by_class[:, self._class_of]  # (r, n_sentences, n_words, text_width)
-        embedded = self._embedded.expand(replicas, -1, -1, -1)
-        tokens = torch.cat([embedded[:, :, :1], chosen, embedded[:, :, 1 + self.n_words :]], dim=2).flatten(0, 1)
-        sentences = self._encode(tokens, self._ends.repeat(replicas))
+        sentences = self._finish(self._end_states(self._with_words(chosen), self._ends.repeat(replicas)))
         return self._means(sentences.reshape(replicas, len(self._ends), self._backbone.joint_width))
+
+    def _with_words(self, chosen: Tensor) -> Tensor:
+        """The embedded sentences (r * n_sentences, ...) with words (r, n_sentences, n_words, text_width)."""
+        embedded = self._embedded.expand(len(chosen), -1, -1, -1)
+        return torch.cat([embedded[:, :, :1], chosen, embedded[:, :, 1 + self.n_words :]], dim=2).flatten(0, 1)
 
     def _means(self, sentences: Tensor) -> Tensor:
         """The mean of each class's rows of (r, n_sentences, joint_width)."""
@@ -151,20 +155,24 @@ class PromptedText:
             return self._by_jacobian(self._kept[1], cotangents)
         joint_width = cotangents.shape[-1]
         jacobian_bytes = 4 * self.n_classes * joint_width * words.numel()
-        if len(cotangents) >= joint_width and jacobian_bytes <= JACOBIAN_BYTES:
+        if len(cotangents) >= self.text_width and jacobian_bytes <= JACOBIAN_BYTES:
             self._kept = (words.clone(), self.jacobian(words))
             return self._by_jacobian(self._kept[1], cotangents)
         return torch.cat([self._gradient(words[None], part)[:, 0] for part in torch.split(cotangents, self._at_once)])
 
     def jacobian(self, words: Tensor) -> Tensor:
         """Return the class features' derivatives by the words (n_classes, joint_width, n_words, text_width)."""
-        by_class = words.expand(self.n_classes, -1, -1)  # sentences of different classes do not meet
-        basis = torch.eye(self._backbone.joint_width, device=words.device)
-        rows = [
-            self._gradient(by_class, part[:, None].expand(-1, self.n_classes, -1))
-            for part in torch.split(basis, self._at_once)
-        ]
-        return torch.cat(rows).transpose(0, 1).contiguous()
+        chosen = words.expand(len(self._ends), -1, -1).detach().clone().requires_grad_()
+        with torch.enable_grad():
+            states = self._end_states(self._with_words(chosen[None]), self._ends)
+            sums = states.sum(dim=0)  # sentences do not meet: a sum's gradient is each sentence's own
+            rows = [torch.autograd.grad(one, chosen, retain_graph=True)[0] for one in sums]
+        by_state = torch.stack(rows, dim=1).flatten(2)  # (n_sentences, text_width, n_words * text_width)
+        after = torch.func.vmap(torch.func.jacrev(self._finish))(states.detach())
+        by_sentence = torch.bmm(after, by_state) / self._sizes[self._class_of][:, None]
+        summed = by_sentence.new_zeros((self.n_classes, *by_sentence.shape[1:]))
+        jacobian: Tensor = summed.index_add(0, self._class_of, by_sentence)
+        return jacobian.reshape(*jacobian.shape[:2], *words.shape)
 
     @property
     def _at_once(self) -> int:
@@ -185,12 +193,18 @@ class PromptedText:
         rows: Tensor = cotangents.flatten(1) @ jacobian.flatten(2).flatten(0, 1)
         return rows.reshape(-1, *jacobian.shape[2:])
 
-    def _encode(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        """The normalised features (n, joint_width) of embedded sentences (n, length, text_width)."""
+    def _end_states(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """What the blocks leave at the ends (n, text_width) of embedded sentences (n, length, text_width)."""
         tower = self._tower
         states = tokens + tower.positional_embedding[: self._length]
         states = tower.transformer(states, attn_mask=tower.attn_mask[: self._length, : self._length])
-        pooled = tower.ln_final(states[torch.arange(len(ends), device=ends.device), ends])
+        chosen: Tensor = states[torch.arange(len(ends), device=ends.device), ends]
+        return chosen
+
+    def _finish(self, states: Tensor) -> Tensor:
+        """The normalised features (..., joint_width) of states at the ends (..., text_width)."""
+        tower = self._tower
+        pooled = tower.ln_final(states)
         projection = tower.text_projection
         if isinstance(projection, nn.Linear):
             pooled = projection(pooled)

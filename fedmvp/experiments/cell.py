@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmvp.data.records import ImageRecord
+from fedmvp.data.records import ImageCollection, ImageRecord
 from fedmvp.experiments.cell_policy import CellTerms, cell_policy
 from fedmvp.experiments.feature_table import FeatureTable, Progress, labels_of
 from fedmvp.experiments.federation import FederationOutcome, run_federation
@@ -92,7 +92,7 @@ class Bench:
         if not plan.trains:
             rows = measure_all(prepared.tests, kind, None, None)
             return [*rows, Measurement("parameters", 0), Measurement("seconds", time.monotonic() - began)]
-        policy = cell_policy(plan, self._terms(prepared.deal))
+        policy = cell_policy(plan, self.terms(prepared.deal))
         history = _History(prepared, kind, policy.study.rounds)
         outcome = self.federate(plan, policy, prepared, history)
         rows = [*history.rows, *measure_all(prepared.tests, kind, outcome.parameters, None)]
@@ -114,9 +114,11 @@ class Bench:
             run = run_federation if self.study.privacy.secure_sum else run_in_the_clear
             return run(Path(folder) / "study", policy, sources, history)
 
-    def _terms(self, deal: Deal) -> CellTerms:
+    def terms(self, deal: Deal) -> CellTerms:
+        """Return what the policies of a deal's cells have in common."""
         tower, privacy = self.study.tower, self.study.privacy
-        mean = sum(len(part.images) for part in deal.sites) / len(deal.sites)
+        by_patient = privacy.unit == "patient"
+        mean = sum(_units(part.images, by_patient=by_patient) for part in deal.sites) / len(deal.sites)
         name = (tower.name, "" if tower.checkpoint else tower.pretrained)
         return CellTerms(deal.trained, len(deal.sites), mean, privacy.delta, privacy.unit, name)
 
@@ -279,6 +281,11 @@ class _History:
         if number % self._every == 0 and number < self.rounds:
             self.rows += measure_all(self.prepared.tests, self.kind, parameters, number)
         return None
+
+
+def _units(images: ImageCollection, *, by_patient: bool) -> int:
+    """How many units of privacy there are."""
+    return len({record.patient for record in images.records}) if by_patient else len(images)
 
 
 def _costs(outcome: FederationOutcome) -> list[Measurement]:

@@ -31,7 +31,7 @@ class CellTerms:
     Attributes:
         trained: the classes.
         n_sites: sites, all of which are in every round.
-        mean_images: of a site; with the sample rate the public denominator, where the study names none.
+        mean_units: records or patients of a site; with the sample rate the public denominator, if none is named.
         delta: of (epsilon, delta).
         unit: "record" or "patient".
         tower: name of the backbone, and "embedded", a tag, or "" where there is a file of weights.
@@ -39,7 +39,7 @@ class CellTerms:
 
     trained: ClassSet
     n_sites: int
-    mean_images: float
+    mean_units: float
     delta: float
     unit: str
     tower: tuple[str, str]
@@ -72,7 +72,7 @@ def _tables(plan: CellPlan, terms: CellTerms) -> dict[str, dict[str, Any]]:
     cell, training, method = plan.cell, plan.training, plan.method
     config = method.config if isinstance(method, FedMvp) else PromptConfig()
     private, distributed = cell.mode != NON_PRIVATE, cell.mode.endswith("distributed")
-    batch = training.expected_batch_size or max(1.0, round(training.sample_rate * terms.mean_images, 1))
+    batch = training.expected_batch_size or max(1.0, round(training.sample_rate * terms.mean_units, 1))
     classes = [{"name": item.name, "attributes": list(item.attributes)} for item in terms.trained.task.classes]
     return {
         "study": {

@@ -134,6 +134,11 @@ class Material:
             candidates = trained.subset(tuple(pool.classes[label] for label in share.classes))
             if public is None:
                 held, kept = _hold_out(held, study.setting.held_out, generator)
+                if not len(kept):
+                    raise UserError(
+                        f"{collection.source}: {name} has images of one patient alone, and none can be held out",
+                        remedy="ask for fewer sites, or leave the site out",
+                    )
             else:
                 kept = _same_domain(public, held)
             own.append(TestSet("local", name, self._limited(kept.of_classes(candidates.names)), candidates))

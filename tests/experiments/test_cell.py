@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedmvp.experiments.cell import Bench
+from fedmvp.experiments.cell_policy import cell_policy
 from fedmvp.experiments.federation import PlainSums
 from fedmvp.experiments.results import Cell, Measurement
 from fedmvp.experiments.study import Study
@@ -174,3 +175,25 @@ def test_other_data_sets_are_measured_among_their_own_classes(folder: Path) -> N
     values = final(bench.run(plans_of(study, bench)["prompts", "non-private"]))
     assert values["score", ""] == values["accuracy", "two"]
     assert values["score", ""] > 0.4  # two classes, not four
+
+
+def test_where_patients_are_protected_the_public_denominator_counts_patients(folder: Path) -> None:
+    rows = ["image,label,site,patient"]
+    for at, path in enumerate(sorted((folder / "squares").rglob("*.png"))):
+        rows.append(f"{path},{path.parent.name},s{at % 3},p{at // 6}-{at % 3}")
+    (folder / "patients.csv").write_text("\n".join(rows))
+    study = make_study(
+        folder,
+        data={"folder": "patients.csv", "layout": "manifest"},
+        setting={"kind": "personalised", "sources": [], "targets": []},
+        sites={"rule": "site"},
+        privacy={"modes": ["record-local"], "unit": "patient"},
+    )
+    bench = bench_of(study, folder)
+    plan = plans_of(study, bench)["prompts", "record-local"]
+    deal = bench.deal(plan.cell.sites, plan.cell.seed)
+    patients = [len({record.patient for record in part.images.records}) for part in deal.sites]
+    policy = cell_policy(plan, bench.terms(deal))
+    assert policy.privacy.unit == "patient"
+    assert policy.privacy.expected_batch_size == pytest.approx(0.5 * sum(patients) / 3, abs=0.1)
+    assert final(bench.run(plan))["epsilon", "s0"] <= 8.0

@@ -344,7 +344,7 @@ def test_a_sharer_without_keys_is_refused():
     refuses(client, lambda: client.receive_peer_shares(message), "share_keys", "not in the phase before")
 
 
-def held_outs_meant_for_another_site_are_refused():
+def test_shares_meant_for_another_site_are_refused():
     federation = until(4, "keys", "shares")
     shares = federation.records["shares"]
     genuine, other = relay(shares, 11), relay(shares, 12)

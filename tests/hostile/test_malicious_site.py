@@ -321,7 +321,7 @@ def test_lying_sites_on_a_sparse_graph_are_named_and_the_sum_is_right(sparse_rou
 
 
 @pytest.mark.parametrize("change", ["missing", "a stranger's", "the other kind"])
-def held_outs_of_others_than_the_neighbours_are_refused(sparse_round, change):
+def test_shares_of_others_than_the_neighbours_are_refused(sparse_round, change):
     federation = sparse_round.at("unmask")
     message = sparse_round.sent["unmask", 12]
     owners = {share.owner for share in message.shares}

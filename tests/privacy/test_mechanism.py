@@ -87,7 +87,7 @@ def test_one_round_of_each_distributed_mode_is_one_mechanism(params: PrivacyPara
         ("clamp", 0, "clamp must be at least 1"),
     ],
 )
-def held_outs_of_noise_that_would_prove_nothing_are_refused(
+def test_shares_of_noise_that_would_prove_nothing_are_refused(
     params: PrivacyParameters, field: str, value: float, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -115,7 +115,7 @@ def test_conditional_rounding_is_charged_for_the_smaller_of_its_two_bounds() -> 
 
 
 @pytest.mark.parametrize("mode", [Mode.RECORD_LOCAL, Mode.UNSAFE_NO_DP])
-def held_outs_of_noise_belong_to_the_distributed_modes_alone(params: PrivacyParameters, mode: Mode) -> None:
+def test_shares_of_noise_belong_to_the_distributed_modes_alone(params: PrivacyParameters, mode: Mode) -> None:
     with pytest.raises(ValueError, match="belong to the distributed modes"):
         replace(params, mode=mode, noise_shares=SHARES)
     with pytest.raises(ValueError, match="belong to the distributed modes"):

@@ -26,7 +26,7 @@ def test_entries_are_kept_in_the_order_of_their_ids():
     assert roster.hash == make_roster(4).hash
 
 
-def held_out_indices_count_positions_from_one_revoked_sites_included():
+def test_share_indices_count_positions_from_one_revoked_sites_included():
     roster = make_roster(4, revoked=(12,))
     assert [roster.share_index(site_id) for site_id in (11, 12, 13, 14)] == [1, 2, 3, 4]
     assert roster.active_ids == (11, 13, 14)

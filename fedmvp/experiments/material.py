@@ -26,6 +26,9 @@ from fedmvp.model.task import Task, TaskClass
 
 _TEST_SEED = 20261
 
+_OWN_TEST = ("dirichlet", "patient", "site")
+"""Rules whose sites differ in more than domains and classes: their own test images are held out of what they hold."""
+
 
 @dataclass(frozen=True)
 class SitePart:
@@ -132,7 +135,7 @@ class Material:
             name = _site_name(share.name, number)
             held = pool.take(share.indices)
             candidates = trained.subset(tuple(pool.classes[label] for label in share.classes))
-            if public is None:
+            if public is None or study.sites.rule in _OWN_TEST:
                 held, kept = _hold_out(held, study.setting.held_out, generator)
                 if not len(kept):
                     raise UserError(
@@ -143,7 +146,9 @@ class Material:
                 kept = _same_domain(public, held)
             own.append(TestSet("local", name, self._limited(kept.of_classes(candidates.names)), candidates))
             sites.append(SitePart(name, _sampled(held, study.sites.most_images, generator)))
-        return Deal(partition.rule, tuple(sites), trained, (*self._tests(trained, public, own), *own))
+        deal = Deal(partition.rule, tuple(sites), trained, (*self._tests(trained, public, own), *own))
+        _require_apart(deal)
+        return deal
 
     def _pool(self, collection: ImageCollection) -> tuple[ImageCollection, ImageCollection | None]:
         """What is dealt, and the test part of the same classes and domains where the data have one."""
@@ -231,6 +236,18 @@ def open_section(section: DataSection, root: Path | None, scratch: Path) -> Open
     return OpenedData(
         section.preset or Path(section.folder).name, collection, ClassSet(task, section.plain_template or texts[2])
     )
+
+
+def _require_apart(deal: Deal) -> None:
+    """Refuse a deal in which an image is trained on and measured on."""
+    trained = {record.path for part in deal.sites for record in part.images.records}
+    for test in deal.tests:
+        both = next((record.path for record in test.images.records if record.path in trained), None)
+        if both is not None:
+            raise UserError(
+                f"image {both} would be trained on and measured on ({test.group})",
+                remedy="give the data a test part (column split), or name other data under [[others]]",
+            )
 
 
 def _site_name(share: str, number: int) -> str:

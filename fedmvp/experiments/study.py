@@ -77,6 +77,8 @@ class SettingSection(Section):
     def _says_what_it_needs(self) -> Self:
         if self.kind == "domains" and not self.sources:
             raise ValueError("domains need sources, and targets or [[others]]")
+        if self.kind != "domains" and (self.sources or self.targets):
+            raise ValueError(f"{self.kind} takes no sources and targets; they belong to domains")
         if set(self.sources) & set(self.targets):
             raise ValueError("a domain is either a source or a target")
         if (self.kind == "base-to-new") != (self.base > 0):

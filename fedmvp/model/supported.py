@@ -13,7 +13,7 @@ from fedmvp.model.clip_library import open_clip
 
 EMBEDDED_NAME = "fedmvp-tiny"
 # Another tower whose two files lie in fedmvp/model/embedded is made known by its name here.
-EMBEDDED_NAMES = (EMBEDDED_NAME, "fedmvp-unseen")
+EMBEDDED_NAMES = (EMBEDDED_NAME, "fedmvp-small", "fedmvp-unseen")
 
 
 def refusal(model_config: dict[str, Any]) -> str | None:

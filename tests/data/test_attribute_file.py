@@ -18,6 +18,7 @@ from fedmvp.data.attribute_file import (
     review_attributes,
 )
 from fedmvp.errors import UserError
+from fedmvp.model.supported import EMBEDDED_NAMES
 from fedmvp.model.tokens import token_counter
 from fedmvp.study.policy import parse_policy
 from tests.docs.documents import ROOT
@@ -116,7 +117,7 @@ def test_the_packages_own_files_say_six_to_ten_different_things_of_every_class(n
 
 @pytest.mark.parametrize("name", packaged_names())
 def test_no_attribute_of_the_package_is_longer_than_a_text_tower_reads(name: str) -> None:
-    for backbone in ("fedmvp-tiny", "ViT-B-16"):
+    for backbone in (*EMBEDDED_NAMES, "ViT-B-16"):
         count, room = token_counter(backbone)
         for item in packaged_attributes(name).classes:
             for attribute in item.attributes:

@@ -39,6 +39,7 @@ def test_the_record_names_every_source_with_hash_and_licence_and_no_pacs() -> No
 
 def test_no_tower_has_seen_pacs_and_one_has_not_seen_cifar10() -> None:
     assert not any("pacs" in entry for entry in DATA)
+    assert embedded_data("fedmvp-small") == DATA
     assert embedded_data("fedmvp-unseen") == tuple(entry for entry in DATA if entry != "cifar10")
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 
 from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
 from privacy.noise import Randomness
 
-SEEDED_DATASET = "UNSAFE-seeded"
+SEEDED_DATASET = "UNSAFE-seeded-"
 """Start of the dataset name of a ledger beside which randomness may be seeded."""
 
 
@@ -26,11 +27,14 @@ class SeededRandomness:
     def __init__(self, seed: bytes) -> None:
         self._key = hashlib.sha256(seed).digest()
         self._calls = 0
+        self._lock = threading.Lock()
 
     def __call__(self, count: int) -> bytes:
         """Return the next bytes."""
-        self._calls += 1
-        return hashlib.shake_256(self._key + self._calls.to_bytes(8, "little")).digest(count)
+        with self._lock:
+            self._calls += 1
+            call = self._calls
+        return hashlib.shake_256(self._key + call.to_bytes(8, "little")).digest(count)
 
 
 def require_unpredictable(randomness: Randomness, ledger: Ledger) -> None:

@@ -22,6 +22,7 @@ from fedmvp.study.policy import StudyPolicy
 from privacy.chain import LedgerEntry
 from privacy.ledger import Ledger
 from privacy.mechanism import Unit
+from privacy.seeded import SEEDED_DATASET
 from privacy.spending import terms
 
 EXPORT_FORMAT = "fedmvp-ledger-export-v1"
@@ -109,6 +110,11 @@ def create_ledger(config: ClientConfig, *, unsafe: bool, unit: str | None = None
             remedy=f"leave --unit out, or ask the consortium for a study of unit {unit}; a ledger keeps its unit for "
             "life",
             exit_code=ExitCode.USAGE,
+        )
+    if config.data.dataset_id.startswith(SEEDED_DATASET):
+        raise UserError(
+            f"[data] dataset_id {config.data.dataset_id!r} is a name of studies, whose noise can be taken away again",
+            remedy=f"choose a name that does not start with {SEEDED_DATASET}",
         )
     limit = config.privacy.epsilon_max
     if unsafe != math.isinf(limit):

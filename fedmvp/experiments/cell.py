@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmvp.data.records import ImageCollection, ImageRecord
+from fedmvp.data.records import ImageRecord
 from fedmvp.experiments.cell_policy import CellTerms, cell_policy
 from fedmvp.experiments.feature_table import FeatureTable, Progress, labels_of
 from fedmvp.experiments.federation import FederationOutcome, run_federation
-from fedmvp.experiments.material import Deal, Material, TestSet
+from fedmvp.experiments.material import Deal, Material, TestSet, count_units
 from fedmvp.experiments.plain import run_in_the_clear
 from fedmvp.experiments.results import Measurement
 from fedmvp.experiments.scores import PreparedTest, measure_all
@@ -117,8 +117,7 @@ class Bench:
     def terms(self, deal: Deal) -> CellTerms:
         """Return what the policies of a deal's cells have in common."""
         tower, privacy = self.study.tower, self.study.privacy
-        by_patient = privacy.unit == "patient"
-        mean = sum(_units(part.images, by_patient=by_patient) for part in deal.sites) / len(deal.sites)
+        mean = sum(count_units(part.images, privacy.unit) for part in deal.sites) / len(deal.sites)
         name = (tower.name, "" if tower.checkpoint else tower.pretrained)
         return CellTerms(deal.trained, len(deal.sites), mean, privacy.delta, privacy.unit, name)
 
@@ -281,11 +280,6 @@ class _History:
         if number % self._every == 0 and number < self.rounds:
             self.rows += measure_all(self.prepared.tests, self.kind, parameters, number)
         return None
-
-
-def _units(images: ImageCollection, *, by_patient: bool) -> int:
-    """How many units of privacy there are."""
-    return len({record.patient for record in images.records}) if by_patient else len(images)
 
 
 def _costs(outcome: FederationOutcome) -> list[Measurement]:

@@ -9,6 +9,7 @@ from fedmvp.errors import UserError
 from fedmvp.experiments.material import Deal, Material
 from fedmvp.experiments.scores import SCORES
 from fedmvp.experiments.study import Study
+from fedmvp.experiments.sweep import plan_cells
 from fedmvp.model.embedded import embedded_data
 from fedmvp.model.supported import EMBEDDED_NAMES
 
@@ -18,6 +19,10 @@ SEEDED_NOTE = (
 )
 CLEAR_NOTE = "Sums were made in the clear: no secure sum took part in this study."
 UNKNOWN_DATA_NOTE = "Nobody lists the data that the weights of this tower have seen; they may include these images."
+DENOMINATOR_NOTE = (
+    "The denominator of a step was taken from the sites' sizes, which no epsilon here covers; a real study writes a "
+    "public constant as expected_batch_size."
+)
 MULTI_LABEL_NOTE = (
     "Log-odds are calibrated once on the images of the first test set without their labels, which counts as public."
 )
@@ -113,6 +118,8 @@ def _notes(study: Study, material: Material) -> list[str]:
         notes.append(UNKNOWN_DATA_NOTE)
     if material.data.collection.multi_label:
         notes.append(MULTI_LABEL_NOTE)
+    if not all(plan.training.expected_batch_size for plan in plan_cells(study, material.site_counts) if plan.trains):
+        notes.append(DENOMINATOR_NOTE)
     if study.data.allow_incomplete:
         notes.append(f"The data set is used as it was found, with {len(material.data.collection)} images.")
     if study.settings_from.kind == "private-uncharged":

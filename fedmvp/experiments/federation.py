@@ -76,6 +76,7 @@ class PlainSums:
         self._inputs: dict[tuple[int, int], dict[int, NDArray[Any]]] = {}
         self._checked: set[tuple[int, int]] = set()
         self.largest_error = 0.0
+        self.incomplete = False
 
     @property
     def checked(self) -> int:
@@ -94,6 +95,7 @@ class PlainSums:
                 return
             self._checked.add(key)
             inputs = self._inputs.pop(key)
+        self.incomplete |= set(published.survivors) != set(inputs)
         total = published.total
         plain = np.zeros_like(total)
         for site in published.survivors:
@@ -124,11 +126,11 @@ def run_federation(
     sums, server = PlainSums(), InProcessServer()
 
     def serve() -> None:
-        run_server(
-            load_server_config(study.server_config, environment={}),
-            public_model=model,
-            in_process=server,
-        )
+        try:
+            config = load_server_config(study.server_config, environment={})
+            run_server(config, public_model=model, in_process=server)
+        finally:
+            server.close()  # whoever waits for it to open must not wait for ever
 
     def take_part(name: str) -> ClientOutcome:
         return run_client(
@@ -142,17 +144,23 @@ def run_federation(
     with ThreadPoolExecutor(max_workers=len(sources) + 1, thread_name_prefix="cell") as pool:
         sites = {name: pool.submit(take_part, name) for name in sources}
         running: list[Future[Any]] = [pool.submit(serve), *sites.values()]
-        done, _ = wait(running, return_when=FIRST_EXCEPTION)
+        try:
+            done, _ = wait(running, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            server.stop()
+            raise
         failed = next((future for future in done if future.exception() is not None), None)
         if failed is not None:
             server.stop()
             wait(running)
             failed.result()
-    state = next(iter(sites.values())).result().state
-    if state is None or sums.checked != policy.study.rounds:
+    rounds = policy.study.rounds
+    ends = [site.result() for site in sites.values()]
+    state = ends[0].state
+    if state is None or sums.checked != rounds or sums.incomplete or any(end.last_round != rounds for end in ends):
         raise UserError(
-            f"{policy.study.run_id}: {sums.checked} of {policy.study.rounds} rounds gave a sum",
-            remedy="run the study again: finished cells are kept",
+            f"{policy.study.run_id}: a site was not in every one of the {rounds} sums, or did not see one",
+            remedy="run the study again, with fewer --workers if the machine is slow: finished cells are kept",
         )
     return _outcome(study, state.parameters, server, sums)
 
@@ -173,7 +181,7 @@ def make_study(folder: Path, policy: StudyPolicy, names: tuple[str, ...], *, lis
             name=name,
             organisation=name,
             data=folder,
-            dataset_id=f"{SEEDED_DATASET}-{name}",
+            dataset_id=f"{SEEDED_DATASET}{name}",
             epsilon_max=epsilon_max,
         )
         for name in names
@@ -182,7 +190,7 @@ def make_study(folder: Path, policy: StudyPolicy, names: tuple[str, ...], *, lis
     for name, config in study.site_configs.items():
         Ledger.create(
             config.parent / LEDGER_FILE,
-            dataset_id=f"{SEEDED_DATASET}-{name}",
+            dataset_id=f"{SEEDED_DATASET}{name}",
             delta=policy.privacy.delta,
             epsilon_max=epsilon_max,
             unit=policy.privacy.unit,

@@ -5,21 +5,27 @@ Who holds what depends on the seed. Images that stand for unseen domains or clas
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from fedmvp import __version__
+from fedmvp.client.delta import MARGIN
 from fedmvp.data.attribute_file import attributes_from
 from fedmvp.data.choice import DataSource
 from fedmvp.data.digits import write_class_folders
+from fedmvp.data.images import file_digest
 from fedmvp.data.inspection import require_sound, require_usable
 from fedmvp.data.partition import Partition, by_class_blocks, by_dirichlet, by_domain, by_patient, by_site
 from fedmvp.data.presets import load_preset
 from fedmvp.data.records import ImageCollection, ImageRecord
 from fedmvp.errors import UserError
+from fedmvp.experiments.results import NON_PRIVATE
 from fedmvp.experiments.study import PACKAGED, DataSection, Study, require_data_below
 from fedmvp.methods.classes import ClassSet
 from fedmvp.model.task import Task, TaskClass
@@ -104,6 +110,10 @@ class Material:
         self._study = study
         self.data = open_section(study.data, root, scratch)
         self.others = tuple(open_section(section, root, scratch) for section in study.others)
+        names = [other.name for other in self.others]
+        if len(set(names)) != len(names):
+            raise UserError("two of [[others]] have one name", remedy="put them into folders of different names")
+        self._checkpoint = (root or Path()) / study.tower.checkpoint if study.tower.checkpoint else None
         require_sound(self.data.collection)
         self.site_counts = study.sites.counts or (len(self.deal(0, study.study.seeds[0]).sites),)
         if self.site_counts[0] < 3:
@@ -111,6 +121,21 @@ class Material:
                 f"[sites] rule {study.sites.rule} gives {self.site_counts[0]} sites; a secure sum needs at least three",
                 remedy="choose another rule, or more domains",
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what the files say: images with labels and owners, sentences, the tower's own weights file."""
+        facts = hashlib.sha256(__version__.encode())
+        for opened in (self.data, *self.others):
+            facts.update(repr(opened.classes).encode())
+            for record in opened.collection.records:
+                place = record.path.relative_to(opened.collection.source.parent).as_posix()
+                facts.update(
+                    repr((place, record.labels, record.site, record.patient, record.domain, record.split)).encode()
+                )
+        if self._checkpoint is not None:
+            facts.update(file_digest(self._checkpoint))
+        return facts.hexdigest()
 
     def deal(self, count: int, seed: int) -> Deal:
         """Deal the images over the sites.
@@ -148,7 +173,22 @@ class Material:
             sites.append(SitePart(name, _sampled(held, study.sites.most_images, generator)))
         deal = Deal(partition.rule, tuple(sites), trained, (*self._tests(trained, public, own), *own))
         _require_apart(deal)
+        self._require_units(deal)
         return deal
+
+    def _require_units(self, deal: Deal) -> None:
+        """Refuse what a site of the product refuses: a delta too large for its records, patients that nobody names."""
+        privacy = self._study.privacy
+        if all(mode == NON_PRIVATE for mode in privacy.modes):
+            return
+        for part in deal.sites:
+            units = count_units(part.images, privacy.unit)
+            if privacy.delta > 1 / (MARGIN * units):
+                raise UserError(
+                    f"[privacy] delta = {privacy.delta:g} is above one over {MARGIN} times the {units} "
+                    f"{privacy.unit}s of {part.name}",
+                    remedy=f"set it to {1 / (MARGIN * units):.0e} or below",
+                )
 
     def _pool(self, collection: ImageCollection) -> tuple[ImageCollection, ImageCollection | None]:
         """What is dealt, and the test part of the same classes and domains where the data have one."""
@@ -226,6 +266,8 @@ def open_section(section: DataSection, root: Path | None, scratch: Path) -> Open
     else:
         texts = ("", "", "")
     attributes = section.attributes or texts[0]
+    if root is not None and (root / attributes).is_file():
+        attributes = str(root / attributes)
     if not attributes:
         raise UserError(
             f"[data] preset {section.preset!r} has no attribute file of its own",
@@ -236,6 +278,22 @@ def open_section(section: DataSection, root: Path | None, scratch: Path) -> Open
     return OpenedData(
         section.preset or Path(section.folder).name, collection, ClassSet(task, section.plain_template or texts[2])
     )
+
+
+def count_units(images: ImageCollection, unit: str) -> int:
+    """Return how many units of privacy there are.
+
+    Raises:
+        UserError: patients are protected, and some image names none.
+    """
+    if unit != "patient":
+        return len(images)
+    if any(record.patient is None for record in images.records):
+        raise UserError(
+            f"{images.source}: some images have no patient, and [privacy] unit is patient",
+            remedy="name the patient of every image (column patient), or set unit to record",
+        )
+    return len({record.patient for record in images.records})
 
 
 def _require_apart(deal: Deal) -> None:

@@ -29,7 +29,7 @@ def run_in_the_clear(
     ledgers = {
         name: Ledger.create(
             folder / f"{name}.sqlite",
-            dataset_id=f"{SEEDED_DATASET}-{name}",
+            dataset_id=f"{SEEDED_DATASET}{name}",
             delta=policy.privacy.delta,
             epsilon_max=policy.privacy.epsilon_max,
             unit=policy.privacy.unit,

@@ -35,7 +35,7 @@ class Cell:
         epsilon: what the noise was chosen for; None without privacy.
         size: the method entry's module size, in words; "" where it has but one.
         sites: how many sites took part.
-        seed: of the partition, the held-out images, the module's start, and (outside the protocol) nothing else.
+        seed: of the partition, the held-out images, batches and noise; the module's public start is the same.
     """
 
     method: str
@@ -48,7 +48,7 @@ class Cell:
     @property
     def name(self) -> str:
         """A file name that tells the cell from all others of its study."""
-        spent = "" if self.epsilon is None else f"-eps{self.epsilon:g}"
+        spent = "" if self.epsilon is None else f"-eps{self.epsilon!r}".removesuffix(".0")
         size = f"-{self.size.replace(' ', '')}" if self.size else ""
         return f"{self.method}{size}-{self.mode}{spent}-{self.sites}sites-seed{self.seed}"
 

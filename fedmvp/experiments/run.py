@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,11 +36,13 @@ class StudyRun:
         study: the study.
         root: the folder that --data names, or None.
         out: the run's folder.
+        fingerprint: of the data, from `Material.fingerprint`; filled in when the run begins.
     """
 
     study: Study
     root: Path | None
     out: Path
+    fingerprint: str = ""
 
     @property
     def scratch(self) -> Path:
@@ -52,8 +55,12 @@ class StudyRun:
 
     def keep(self, plan: CellPlan, measured: Sequence[Measurement]) -> None:
         """Write a finished cell, whole or not at all."""
-        facts = {"study": self.study.study.name, "digest": plan.digest(self.study)}
+        facts = {"study": self.study.study.name, "digest": self._digest(plan)}
         write_results(self.cell_file(plan), facts, [(plan.cell, value) for value in measured])
+
+    def _digest(self, plan: CellPlan) -> str:
+        """A hash of all that decides a cell's result: a kept cell of another hash is of another study."""
+        return hashlib.sha256(f"{plan.digest(self.study)}/{self.fingerprint}".encode()).hexdigest()
 
     def kept(self, plan: CellPlan) -> tuple[Row, ...] | None:
         """Return a finished cell's rows, or None.
@@ -65,9 +72,9 @@ class StudyRun:
         if not path.is_file():
             return None
         results = read_results(path)
-        if results.facts.get("digest") != plan.digest(self.study):
+        if results.facts.get("digest") != self._digest(plan):
             raise UserError(
-                f"{path} was run with other settings than the study's",
+                f"{path} was run with other settings, data or software than now",
                 remedy="name another --out, or remove that folder's cells to run them again",
             )
         return results.rows
@@ -158,6 +165,7 @@ def run_study(run: StudyRun, engine: Engine, progress: Progress = lambda _done, 
     """
     require_unseen(run.study)
     material = Material(run.study, run.root, run.scratch)
+    run = replace(run, fingerprint=material.fingerprint)
     for count in material.site_counts:
         for seed in run.study.study.seeds:
             material.deal(count, seed)

@@ -42,10 +42,11 @@ class CellPlan:
         return not isinstance(self.method, ZeroShot)
 
     def digest(self, study: Study) -> str:
-        """Return a hash of all that decides the result: a kept cell of another hash is of another study."""
+        """Return a hash of all in the study's file that decides the result."""
         facts: dict[str, Any] = {
             name: getattr(study, name).model_dump(mode="json") for name in ("data", "setting", "sites", "tower")
         }
+        facts["name"] = study.study.name  # seeds batches and noise
         facts["others"] = [item.model_dump(mode="json") for item in study.others]
         facts["privacy"] = study.privacy.model_dump(mode="json", include={"delta", "unit", "secure_sum"})
         facts["sites"].pop("counts")

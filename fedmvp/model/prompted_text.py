@@ -154,7 +154,8 @@ class PromptedText:
         if self._kept is not None and torch.equal(self._kept[0], words):
             return self._by_jacobian(self._kept[1], cotangents)
         joint_width = cotangents.shape[-1]
-        jacobian_bytes = 4 * self.n_classes * joint_width * words.numel()
+        widest = max(self.n_classes * joint_width, len(self._ends) * max(joint_width, self.text_width))
+        jacobian_bytes = 4 * widest * words.numel()
         if len(cotangents) >= self.text_width and jacobian_bytes <= JACOBIAN_BYTES:
             self._kept = (words.clone(), self.jacobian(words))
             return self._by_jacobian(self._kept[1], cotangents)
@@ -169,7 +170,7 @@ class PromptedText:
             rows = [torch.autograd.grad(one, chosen, retain_graph=True)[0] for one in sums]
         by_state = torch.stack(rows, dim=1).flatten(2)  # (n_sentences, text_width, n_words * text_width)
         after = torch.func.vmap(torch.func.jacrev(self._finish))(states.detach())
-        by_sentence = torch.bmm(after, by_state) / self._sizes[self._class_of][:, None]
+        by_sentence = torch.bmm(after, by_state).div_(self._sizes[self._class_of][:, None])
         summed = by_sentence.new_zeros((self.n_classes, *by_sentence.shape[1:]))
         jacobian: Tensor = summed.index_add(0, self._class_of, by_sentence)
         return jacobian.reshape(*jacobian.shape[:2], *words.shape)

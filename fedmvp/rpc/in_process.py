@@ -11,8 +11,9 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as LateError
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -51,6 +52,7 @@ class InProcessServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._serving: asyncio.Task[Any] | None = None
         self._closed = False
+        self._stopped = False
         self._settled = threading.Event()
         self.sent: Counter[bytes] = Counter()
         self.received: Counter[bytes] = Counter()
@@ -66,13 +68,17 @@ class InProcessServer:
         """Take calls from now on, in the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._serving = asyncio.current_task()
+        if self._stopped and self._serving is not None:
+            self._serving.cancel()
         self._settled.set()
 
     def stop(self) -> None:
-        """Cancel the task that opened this server; from any thread, with effect once it is open."""
+        """Cancel the task that opened this server, or will; from any thread, and without effect once it has ended."""
+        self._stopped = True
         loop, serving = self._loop, self._serving
         if loop is not None and serving is not None:
-            loop.call_soon_threadsafe(serving.cancel)
+            with suppress(RuntimeError):  # its loop is closed: it has ended
+                loop.call_soon_threadsafe(serving.cancel)
 
     def close(self) -> None:
         """Take no further call; whoever waits for the opening learns that there is none."""
@@ -207,6 +213,7 @@ class _Stream:
         self._passed = passed
         self._timeout = timeout
         self._held = asyncio.run_coroutine_threadsafe(self._receive(replies), loop)
+        self._held.add_done_callback(self._end_if_never_begun)
 
     def when_over(self, act: Callable[[], None]) -> None:
         self._held.add_done_callback(lambda _held: act())
@@ -227,6 +234,10 @@ class _Stream:
             self._arrived.put(reply)  # whoever asks again hears the same
             raise reply
         return self._passed(reply)
+
+    def _end_if_never_begun(self, held: Future[None]) -> None:
+        if held.cancelled():  # perhaps before its first step, which would have left an end
+            self._arrived.put(InProcessError(grpc.StatusCode.CANCELLED, "the call has ended"))
 
     async def _receive(self, replies: AsyncIterator[Any]) -> None:
         end: BaseException = StopIteration()

@@ -201,10 +201,10 @@ async def _serve_at(port: _Port | _InProcessPort, config: ServerConfig, study: S
         lobby=lobby,
         tracker=tracker,
     )
-    await port.open(service)
-    await _announce_start(events, study, state, model)
-    seams.on_listening(port.number)
     try:
+        await port.open(service)
+        await _announce_start(events, study, state, model)
+        seams.on_listening(port.number)
         return await _run_to_the_end(coordinator, reporter, lobby, events)
     finally:
         await port.close()

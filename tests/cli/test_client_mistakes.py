@@ -106,6 +106,16 @@ def test_a_second_ledger_for_the_same_records_is_refused(run, site):
     one_mistake(result, ExitCode.LEDGER, "ledger")
 
 
+def test_a_ledger_by_a_name_of_studies_is_refused(run, site):
+    for path in site.folder.glob("ledger.sqlite*"):
+        path.unlink()
+    name = site.config.read_text().split("dataset_id = ")[1].split('"')[1]
+    site.config.write_text(site.config.read_text().replace(f'"{name}"', '"UNSAFE-seeded-x"'))
+    result = run("fedmvp-client", "ledger", "--config", site.config, "create")
+    one_mistake(result, ExitCode.CONFIG, "UNSAFE-seeded-x", "does not start with UNSAFE-seeded-")
+    assert not list(site.folder.glob("ledger.sqlite*"))
+
+
 def test_a_corrupt_ledger_is_refused(run, site):
     (site.folder / "ledger.sqlite").write_bytes(b"not a database, certainly not this one" * 100)
     for command in (("ledger",), ("ledger", "verify"), ("run",)):

@@ -5,12 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmvp.errors import UserError
 from fedmvp.experiments.cell import Bench
 from fedmvp.experiments.cell_policy import cell_policy
-from fedmvp.experiments.federation import PlainSums
+from fedmvp.experiments.federation import PlainSums, run_federation
 from fedmvp.experiments.results import Cell, Measurement
 from fedmvp.experiments.study import Study
 from fedmvp.experiments.sweep import CellPlan, plan_cells
+from fedmvp.study.policy import StudyPolicy
+from privacy.ledger import Ledger
 from secure_agg.messages import PublishedSum
 from tests.experiments.tiny_study import make_study, study_values, write_images
 
@@ -197,3 +200,56 @@ def test_where_patients_are_protected_the_public_denominator_counts_patients(fol
     assert policy.privacy.unit == "patient"
     assert policy.privacy.expected_batch_size == pytest.approx(0.5 * sum(patients) / 3, abs=0.1)
     assert final(bench.run(plan))["epsilon", "s0"] <= 8.0
+
+
+class Failing:
+    """A server's model that cannot be measured, at its start or after a round."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def initial_parameters(self) -> Any:
+        return np.zeros(4, dtype=np.float32)
+
+    def score(self, parameters: Any) -> None:
+        if self._left == 0:
+            raise UserError("the disk is full", remedy="make room")
+        self._left -= 1
+
+
+class Still:
+    """A site that changes nothing."""
+
+    dimension = 4
+
+    def initial_parameters(self) -> Any:
+        return np.zeros(4, dtype=np.float32)
+
+    def train_round(self, parameters: Any) -> Any:
+        return np.zeros(4)
+
+    def train_on_grid(self, parameters: Any, honest_survivors: int) -> Any:
+        raise AssertionError
+
+
+def policy_of(folder: Path) -> StudyPolicy:
+    study = make_study(folder, privacy={"modes": ["non-private"]})
+    bench = bench_of(study, folder)
+    plan = plans_of(study, bench)["prompts", "non-private"]
+    return cell_policy(plan, bench.terms(bench.deal(3, 0)))
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_servers_own_failure_is_what_is_told(after: int, folder: Path, tmp_path: Path) -> None:
+    sources = {f"site-{number}": lambda _ledger: Still() for number in range(3)}
+    with pytest.raises(UserError, match="the disk is full"):
+        run_federation(tmp_path / "study", policy_of(folder), sources, Failing(after))
+
+
+def test_a_sites_own_failure_is_what_is_told_and_nobody_waits_for_it(folder: Path, tmp_path: Path) -> None:
+    def broken(_ledger: Ledger) -> Still:
+        raise UserError("no images here", remedy="bring some")
+
+    sources: Any = {"site-0": broken, "site-1": lambda _ledger: Still(), "site-2": lambda _ledger: Still()}
+    with pytest.raises(UserError, match="no images here"):
+        run_federation(tmp_path / "study", policy_of(folder), sources, Failing(-1))

@@ -152,3 +152,48 @@ def test_a_study_without_its_data_folder_says_what_to_pass(tmp_path: Path) -> No
     with pytest.raises(UserError, match="none was given") as refused:
         run_study(run, LocalEngine())
     assert "--data" in refused.value.remedy
+
+
+def test_an_image_that_would_be_trained_on_and_measured_on_is_named(tmp_path: Path) -> None:
+    setting = {"kind": "cross-dataset", "sources": [], "targets": []}
+    sites = {"rule": "dirichlet", "counts": [3], "alpha": 5.0}
+    others = [make_study(tmp_path).data.model_dump()]
+    with pytest.raises(UserError, match=r"\.png would be trained on and measured on \(squares\)"):
+        opened(tmp_path, setting=setting, sites=sites, others=others).deal(3, 0)
+
+
+def test_sites_that_differ_by_more_than_domain_are_measured_on_what_they_held_out(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    rows = ["image,label,site,split"]
+    for at, path in enumerate(sorted((tmp_path / "squares").rglob("*.png"))):
+        rows.append(f"{path},{path.parent.name},s{at % 3},{'test' if at % 4 == 0 else 'train'}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    data = {"folder": "table.csv", "layout": "manifest", "classes": list(COLOURS)}
+    setting = {"kind": "personalised", "sources": [], "targets": []}
+    deal = opened(tmp_path, data=data, setting=setting, sites={"rule": "site"}).deal(3, 0)
+    own = [paths(test.images) for test in deal.tests if test.site]
+    assert sum(map(len, own)) == len(set().union(*own))
+    assert {record.site for test in deal.tests if test.site == "s1" for record in test.images.records} == {"s1"}
+
+
+def test_a_delta_that_no_site_of_the_product_would_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="above one over 10 times the 26 records of dark"):
+        opened(tmp_path, privacy={"delta": 5e-3}).deal(3, 0)
+    opened(tmp_path, privacy={"delta": 5e-3, "modes": ["non-private"]}).deal(3, 0)
+
+
+def test_patients_are_not_protected_where_nobody_names_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="some images have no patient"):
+        opened(tmp_path, privacy={"unit": "patient"}).deal(3, 0)
+
+
+def test_the_fingerprint_changes_with_sentences_and_images_and_not_with_their_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first = opened(tmp_path / "a")
+    assert opened(tmp_path / "b").fingerprint == first.fingerprint
+    words = tmp_path / "b" / "colours.toml"
+    words.write_text(words.read_text().replace("a red square", "a red patch"))
+    assert opened(tmp_path / "b").fingerprint != first.fingerprint
+    (tmp_path / "a" / "squares/dark/red/3.png").unlink()
+    assert opened(tmp_path / "a").fingerprint != first.fingerprint

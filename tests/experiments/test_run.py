@@ -98,6 +98,10 @@ def test_cells_of_other_settings_are_not_taken_for_this_studys(tmp_path: Path) -
     with pytest.raises(UserError, match="other settings") as refused:
         run_study(other, LocalEngine())
     assert "--out" in refused.value.remedy
+    words = tmp_path / "colours.toml"
+    words.write_text(words.read_text().replace("a red square", "a red patch"))
+    with pytest.raises(UserError, match="other settings, data or software"):
+        run_study(run, LocalEngine())
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:

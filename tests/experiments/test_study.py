@@ -48,6 +48,8 @@ def test_a_missing_study_is_one_message(tmp_path: Path) -> None:
         ("setting", {"targets": ["plain"]}, "either a source or a target"),
         ("setting", {"targets": []}, "need targets"),
         ("setting", {"base": 2}, "base-to-new"),
+        ("setting", {"kind": "personalised"}, "takes no sources and targets"),
+        ("setting", {"kind": "cross-dataset", "sources": [], "targets": []}, "needs .*others"),
         ("sites", {"counts": [3]}, "takes no counts"),
         ("sites", {"rule": "dirichlet"}, "needs counts"),
         ("sites", {"rule": "dirichlet", "counts": [2]}, "three sites"),

@@ -30,7 +30,7 @@ PARAMETERS = PrivacyParameters(
 @pytest.fixture
 def seeded_ledger(tmp_path: Path) -> Iterator[Ledger]:
     path = tmp_path / "seeded.sqlite"
-    with Ledger.create(path, dataset_id=f"{SEEDED_DATASET}-study", delta=1e-5, epsilon_max=1000.0) as ledger:
+    with Ledger.create(path, dataset_id=f"{SEEDED_DATASET}study", delta=1e-5, epsilon_max=1000.0) as ledger:
         yield ledger
 
 

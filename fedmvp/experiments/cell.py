@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from fedmvp.experiments.feature_table import FeatureTable, Progress, labels_of
 from fedmvp.experiments.federation import FederationOutcome, run_federation
 from fedmvp.experiments.material import Deal, Material, TestSet, count_units
 from fedmvp.experiments.plain import run_in_the_clear
-from fedmvp.experiments.results import Measurement
+from fedmvp.experiments.results import SCORE, Measurement
 from fedmvp.experiments.scores import PreparedTest, measure_all
 from fedmvp.experiments.study import Study
 from fedmvp.experiments.sweep import CellPlan
@@ -95,8 +95,9 @@ class Bench:
         policy = cell_policy(plan, self.terms(prepared.deal))
         history = _History(prepared, kind, policy.study.rounds)
         outcome = self.federate(plan, policy, prepared, history)
-        rows = [*history.rows, *measure_all(prepared.tests, kind, outcome.parameters, None)]
-        return [*rows, *_costs(outcome), Measurement("seconds", time.monotonic() - began)]
+        end = measure_all(prepared.tests, kind, outcome.parameters, None)
+        last = [replace(row, round=policy.study.rounds) for row in end if row.metric == SCORE]
+        return [*history.rows, *end, *last, *_costs(outcome), Measurement("seconds", time.monotonic() - began)]
 
     def records(self, deal: Deal) -> list[ImageRecord]:
         """Return what of a deal is kept in memory here: everything."""

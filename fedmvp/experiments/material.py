@@ -236,10 +236,12 @@ class Material:
         if setting.kind == "personalised":
             return (TestSet("all", "", self._limited(everything), trained),)
         unseen = whole.of_classes(whole.classes[setting.base :])
-        candidates = self.data.classes.subset(unseen.classes)
+        new = _tested(unseen)
+        together = _tested(whole) if whole.multi_label else _joined([everything, new], whole.classes)
         return (
             TestSet("base", "", self._limited(everything), trained),
-            TestSet("new", "", self._limited(_tested(unseen)), candidates),
+            TestSet("new", "", self._limited(new), self.data.classes.subset(unseen.classes)),
+            TestSet("seen and unseen", "", self._limited(together), self.data.classes),
         )
 
     def _limited(self, images: ImageCollection) -> ImageCollection:

@@ -46,9 +46,11 @@ def test_base_to_new_trains_some_classes_and_measures_all(tmp_path: Path) -> Non
     setting = {"kind": "base-to-new", "base": 2, "sources": [], "targets": []}
     sites = {"rule": "dirichlet", "counts": [3], "alpha": 5.0, "minimum": 5}
     deal = opened(tmp_path, setting=setting, sites=sites).deal(3, 0)
-    base, new, *own = deal.tests
+    base, new, together, *own = deal.tests
     assert deal.trained.names == base.candidates.names == ("red", "green")
     assert new.candidates.names == ("blue", "yellow")
+    assert together.candidates.names == ("red", "green", "blue", "yellow")
+    assert paths(together.images) == paths(base.images) | paths(new.images)
     assert len(new.images) == 2 * 4 * 8
     assert len(own) == 3
     assert not {path.parent.name for part in deal.sites for path in paths(part.images)} & set(new.candidates.names)

@@ -14,7 +14,6 @@ from fedmvp.experiments.report.picture import privacy_utility_picture
 from fedmvp.experiments.report.reading import read_studies
 from fedmvp.experiments.report.wording import full_terms
 
-
 OVERVIEW_FILE = "overview.svg"
 """One small picture of all studies, for a first page."""
 

@@ -151,7 +151,7 @@ class DpSgdEngine(GradientSums):
             self._accumulate(optimizer, draw(), run)
             clipped_sum = optimizer.take_sum()
             optimizer.zero_grad(set_to_none=True)
-        return noisy_sum(clipped_sum, self._params, honest_survivors, randomness=self._randomness)
+        return noisy_sum(clipped_sum, self._params, honest_survivors, **self._seeded)
 
     def start_over(self) -> None:
         """Forget the gradient drawn since the last charge: it was not released and never will be.
@@ -175,7 +175,7 @@ class DpSgdEngine(GradientSums):
             self._probe(records)
         device, largest = self.device, self.performance.max_physical_batch
         batches = UnitBatches(records, patients, device, largest)
-        sampler = PoissonSampler(batches.n_units, self._params.sample_rate, self._randomness)
+        sampler = PoissonSampler(batches.n_units, self._params.sample_rate, **self._seeded)
         in_background = not records.at_hand(device)
         ranks = self._ranks
         if ranks is None:

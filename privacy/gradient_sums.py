@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ class GradientSums:
         self._parameters = trainable_parameters(module)
         self._loss_per_sample = loss_per_sample
         self._params = params
-        self._randomness = randomness
+        # Nothing is passed on unless it is seeded: the generators then take the operating system's by themselves.
+        self._seeded: dict[str, Any] = {} if randomness is os.urandom else {"randomness": randomness}
         self._per_sample_engine = choose_engine(module, self.performance.per_sample_engine)
 
     @property
@@ -120,7 +122,8 @@ class GradientSums:
             (losses.sum() / self._params.expected_batch_size).backward()  # type: ignore[no-untyped-call]
 
     def _make_noisy(self, optimizer: torch.optim.Optimizer) -> NoisyOptimizer:
-        return NoisyOptimizer(optimizer, self._params, partial(gaussian, randomness=self._randomness))
+        seeded = {"noise": partial(gaussian, **self._seeded)} if self._seeded else {}
+        return NoisyOptimizer(optimizer, self._params, **seeded)
 
 
 def take_clipped_sums(parameters: list[nn.Parameter]) -> list[Tensor | None]:

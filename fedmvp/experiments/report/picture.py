@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from fedmvp.errors import ExitCode, UserError
@@ -20,6 +21,8 @@ from fedmvp.study.storage import write_atomic
 _COLUMNS = 3
 _WIDTH_INCHES = 3.6
 _HEIGHT_INCHES = 2.9
+_TITLE_LETTERS, _LABEL_LETTERS = 34, 32
+"""What fits above and beside a panel."""
 
 
 def privacy_utility_picture(results: Sequence[Results], path: Path) -> None:
@@ -70,7 +73,7 @@ def _panel(axes: Any, study: Study, comparison: Comparison) -> None:
         axes.axhline(100 * level.mean, color=LIGHT.muted, linewidth=1.3, linestyle="--")
         ends.append(Label(100 * level.mean, "zero-shot", LIGHT.muted))
     axes.set_ylim(drawing.limits(comparison, [value for curve in curves for value in curve.points.values()]))
-    axes.set_title(study.title, fontsize=9.5)
-    axes.set_ylabel(drawing.score_words(comparison.facts), fontsize=8)
+    axes.set_title(fill(study.title, _TITLE_LETTERS), fontsize=9.5)
+    axes.set_ylabel(fill(drawing.score_words(comparison.facts), _LABEL_LETTERS), fontsize=8)
     axes.set_xlabel(f"ε{f', {mode}' if mode else ''}\n{wording.short_terms(comparison.facts, [mode])}", fontsize=7.5)
     label_ends(axes, ends, _HEIGHT_INCHES * 0.65)

@@ -16,8 +16,6 @@ from fedmvp.errors import ExitCode, UserError
 from fedmvp.experiments.run import Engine, LocalEngine, StudyRun, run_study
 from fedmvp.experiments.study import load_study
 
-ENGINES = ("local", "ray")
-
 
 @dataclass(frozen=True)
 class RunOptions:

@@ -26,6 +26,11 @@ def units_of(policy: StudyPolicy, dataset: ImageDataset) -> int:
     return len(set(dataset.patients))
 
 
+def largest_delta(units: int) -> float:
+    """Return the largest delta that this many units of privacy take."""
+    return 1 / (MARGIN * units)
+
+
 def require_small_delta(policy: StudyPolicy, units: int) -> None:
     """Refuse a study whose delta is above 1 / (10 n); the count is named in the message, which stays at the site.
 
@@ -36,7 +41,7 @@ def require_small_delta(policy: StudyPolicy, units: int) -> None:
     Raises:
         UserError: as the summary says.
     """
-    delta, limit = policy.privacy.delta, 1 / (MARGIN * units)
+    delta, limit = policy.privacy.delta, largest_delta(units)
     if policy.privacy.mode != "UNSAFE-no-dp" and delta > limit:
         raise UserError(
             f"[privacy] delta = {delta:g} of the study is above {limit:.3g}, one over {MARGIN} times the {units} "

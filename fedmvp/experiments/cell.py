@@ -297,8 +297,8 @@ def load_tower(study: Study, root: Path | None) -> FrozenTower:
         UserError: it cannot be loaded.
     """
     tower = study.tower
-    checkpoint = (root or Path()) / tower.checkpoint if tower.checkpoint else None
-    return FrozenTower(load_backbone(BackboneSpec(tower.name, tower.pretrained, "", checkpoint)))
+    spec = BackboneSpec(tower.name, tower.pretrained, "", tower.checkpoint_below(root))
+    return FrozenTower(load_backbone(spec))
 
 
 def records_of(deal: Deal) -> list[ImageRecord]:

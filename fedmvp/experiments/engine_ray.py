@@ -21,7 +21,7 @@ from typing import Any
 from fedmvp import __version__
 from fedmvp.errors import ExitCode, UserError
 from fedmvp.experiments.results import Measurement
-from fedmvp.experiments.run import POLL_SECONDS, StudyRun
+from fedmvp.experiments.run import POLL_SECONDS, StudyRun, log_errors_alone
 from fedmvp.experiments.study import DataSection, Study, require_on_this_machine
 from fedmvp.experiments.sweep import CellPlan
 from fedmvp.extras import optional_module
@@ -120,9 +120,7 @@ class CellHost:
     """
 
     def __init__(self, setup: WorkerSetup) -> None:
-        import structlog  # noqa: PLC0415
-
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+        log_errors_alone()
         self._setup = setup
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._bench: Any = None

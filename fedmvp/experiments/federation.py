@@ -174,29 +174,33 @@ def make_study(folder: Path, policy: StudyPolicy, names: tuple[str, ...], *, lis
         names: the sites.
         listen: host:port that the server binds, where it binds one; sites are told the number of a port 0 later.
     """
-    epsilon_max = policy.privacy.epsilon_max
-    unsafe = policy.privacy.mode == "UNSAFE-no-dp"
+    limit = policy.privacy.epsilon_max
     options = [
-        SiteOptions(
-            name=name,
-            organisation=name,
-            data=folder,
-            dataset_id=f"{SEEDED_DATASET}{name}",
-            epsilon_max=epsilon_max,
-        )
+        SiteOptions(name=name, organisation=name, data=folder, dataset_id=dataset_of(name), epsilon_max=limit)
         for name in names
     ]
     study = create_study(folder, policy.document.decode(), sites=options, listen=listen)
     for name, config in study.site_configs.items():
-        Ledger.create(
-            config.parent / LEDGER_FILE,
-            dataset_id=f"{SEEDED_DATASET}{name}",
-            delta=policy.privacy.delta,
-            epsilon_max=epsilon_max,
-            unit=policy.privacy.unit,
-            unsafe=unsafe,
-        ).close()
+        make_ledger(config.parent / LEDGER_FILE, name, policy).close()
     return study
+
+
+def make_ledger(path: Path, site: str, policy: StudyPolicy) -> Ledger:
+    """Make the ledger of a cell's site, beside which randomness may be seeded, and open it."""
+    privacy = policy.privacy
+    return Ledger.create(
+        path,
+        dataset_id=dataset_of(site),
+        delta=privacy.delta,
+        epsilon_max=privacy.epsilon_max,
+        unit=privacy.unit,
+        unsafe=privacy.mode == "UNSAFE-no-dp",
+    )
+
+
+def dataset_of(site: str) -> str:
+    """Return the name of a cell's site's records."""
+    return f"{SEEDED_DATASET}{site}"
 
 
 def recorded_session(sums: Sums) -> type[ClientSession]:

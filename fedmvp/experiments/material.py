@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmvp import __version__
-from fedmvp.client.delta import MARGIN
+from fedmvp.client.delta import MARGIN, largest_delta
 from fedmvp.data.attribute_file import attributes_from
 from fedmvp.data.choice import DataSource
 from fedmvp.data.digits import write_class_folders
@@ -23,7 +23,7 @@ from fedmvp.data.images import file_digest
 from fedmvp.data.inspection import require_sound, require_usable
 from fedmvp.data.partition import Partition, by_class_blocks, by_dirichlet, by_domain, by_patient, by_site
 from fedmvp.data.presets import load_preset
-from fedmvp.data.records import ImageCollection, ImageRecord
+from fedmvp.data.records import ImageCollection, ImageRecord, merge
 from fedmvp.errors import UserError
 from fedmvp.experiments.results import NON_PRIVATE
 from fedmvp.experiments.study import PACKAGED, DataSection, Study, require_data_below
@@ -113,7 +113,7 @@ class Material:
         names = [other.name for other in self.others]
         if len(set(names)) != len(names):
             raise UserError("two of [[others]] have one name", remedy="put them into folders of different names")
-        self._checkpoint = (root or Path()) / study.tower.checkpoint if study.tower.checkpoint else None
+        self._checkpoint = study.tower.checkpoint_below(root)
         require_sound(self.data.collection)
         self.site_counts = study.sites.counts or (len(self.deal(0, study.study.seeds[0]).sites),)
         if self.site_counts[0] < 3:
@@ -183,11 +183,11 @@ class Material:
             return
         for part in deal.sites:
             units = count_units(part.images, privacy.unit)
-            if privacy.delta > 1 / (MARGIN * units):
+            if privacy.delta > largest_delta(units):
                 raise UserError(
                     f"[privacy] delta = {privacy.delta:g} is above one over {MARGIN} times the {units} "
                     f"{privacy.unit}s of {part.name}",
-                    remedy=f"set it to {1 / (MARGIN * units):.0e} or below",
+                    remedy=f"set it to {largest_delta(units):.0e} or below",
                 )
 
     def _pool(self, collection: ImageCollection) -> tuple[ImageCollection, ImageCollection | None]:
@@ -360,8 +360,6 @@ def _few_of_each_class(pool: ImageCollection, shots: int, generator: np.random.G
 
 
 def _joined(parts: Sequence[ImageCollection], names: Sequence[str]) -> ImageCollection:
-    from fedmvp.data.records import merge  # noqa: PLC0415
-
     return merge([_widened(part, names) for part in parts], parts[0].source)
 
 

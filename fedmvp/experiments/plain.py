@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from fedmvp.client.update_source import UpdateSource
-from fedmvp.experiments.federation import FederationOutcome, SourceOf
+from fedmvp.experiments.federation import FederationOutcome, SourceOf, make_ledger
 from fedmvp.server.evaluator import PublicModel
 from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.aggregate import ServerState
 from fedmvp.training.from_policy import server_optimizer_of
 from fedmvp.training.local import LocalTrainer
 from fedmvp.training.rounds import Site, run_rounds
-from privacy.ledger import Ledger
-from privacy.seeded import SEEDED_DATASET
 
 
 def run_in_the_clear(
@@ -26,17 +23,7 @@ def run_in_the_clear(
 
     Every site is charged as there. Nothing is sent, so no bytes are counted.
     """
-    ledgers = {
-        name: Ledger.create(
-            folder / f"{name}.sqlite",
-            dataset_id=f"{SEEDED_DATASET}{name}",
-            delta=policy.privacy.delta,
-            epsilon_max=policy.privacy.epsilon_max,
-            unit=policy.privacy.unit,
-            unsafe=math.isinf(policy.privacy.epsilon_max),
-        )
-        for name in sources
-    }
+    ledgers = {name: make_ledger(folder / f"{name}.sqlite", name, policy) for name in sources}
     trainers: dict[str, UpdateSource] = {name: build(ledgers[name]) for name, build in sources.items()}
     initial = model.initial_parameters()
     model.score(initial)

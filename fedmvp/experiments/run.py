@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
+
+import structlog
 
 from fedmvp.errors import UserError
 from fedmvp.experiments.facts import require_unseen, study_facts
@@ -170,13 +173,15 @@ def run_study(run: StudyRun, engine: Engine, progress: Progress = lambda _done, 
         for seed in run.study.study.seeds:
             material.deal(count, seed)
     plans = plan_cells(run.study, material.site_counts)
-    missing = [plan for plan in plans if run.kept(plan) is None]
+    kept = {plan.cell: run.kept(plan) for plan in plans}
+    missing = [plan for plan in plans if kept[plan.cell] is None]
     done = len(plans) - len(missing)
     progress(done, len(plans))
     if missing:
         files = [run.cell_file(plan) for plan in missing]
         engine.run(run, list(_grouped(missing)), lambda: progress(done + sum(map(Path.is_file, files)), len(plans)))
-    rows = [row for plan in plans for row in run.kept(plan) or ()]
+        kept |= {plan.cell: run.kept(plan) for plan in missing}
+    rows = [row for found in kept.values() for row in found or ()]
     facts: dict[str, Any] = study_facts(run.study, material, [plan.cell.name for plan in plans])
     path = run.out / RESULTS_FILE
     write_results(path, facts, rows)
@@ -196,6 +201,11 @@ def _grouped(plans: Sequence[CellPlan]) -> Iterator[list[CellPlan]]:
         yield list(group)
 
 
+def log_errors_alone() -> None:
+    """Drop what hundreds of servers and sites log for operators; for a worker process."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
+
 _BENCH: Any = None
 _RUN: StudyRun | None = None
 
@@ -203,12 +213,9 @@ _RUN: StudyRun | None = None
 def _open_bench(run: StudyRun, threads: int) -> None:
     """Make a worker process ready."""
     global _RUN  # noqa: PLW0603 - a worker process has one study
-    import logging  # noqa: PLC0415
-
-    import structlog  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log_errors_alone()
     torch.set_num_threads(threads)
     _RUN = run
 

@@ -113,6 +113,10 @@ class TowerSection(Section):
     pretrained: str = Field(default="embedded", description='"embedded", or an open_clip tag')
     checkpoint: str = Field(default="", description="file with weights, below --data")
 
+    def checkpoint_below(self, root: Path | None) -> Path | None:
+        """Return the file with the weights, or None where the name brings them."""
+        return (root or Path()) / self.checkpoint if self.checkpoint else None
+
 
 class TrainingSection(Section):
     """[training]: how every method trains, where nothing else is said."""

@@ -15,9 +15,7 @@ from fedmvp.experiments.sweep import CellPlan, plan_cells
 from fedmvp.study.policy import StudyPolicy
 from privacy.ledger import Ledger
 from secure_agg.messages import PublishedSum
-from tests.experiments.tiny_study import make_study, study_values, write_images
-
-UNREPEATABLE = {"seconds", "bytes-up", "bytes-down"}
+from tests.experiments.tiny_study import UNREPEATABLE, make_study, study_values, write_images
 
 
 @pytest.fixture(scope="module")

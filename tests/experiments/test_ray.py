@@ -31,9 +31,7 @@ from fedmvp.experiments.run import LocalEngine, StudyRun, run_study
 from fedmvp.experiments.site_host import RunningSums, SiteHost, SiteReport, pack_folder, unpack_folder
 from fedmvp.experiments.sites_apart import ApartBench
 from fedmvp.experiments.sweep import CellPlan, plan_cells
-from tests.experiments.tiny_study import make_study, write_images
-
-CHANGING = {"seconds", "bytes-up", "bytes-down"}
+from tests.experiments.tiny_study import UNREPEATABLE, lasting, make_study, write_images
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +55,6 @@ def two_workers() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         with cluster(None, 2):
             yield
-
-
-def lasting(results: Path) -> list[Any]:
-    """All rows but those that depend on the machine and the wire."""
-    return [row for row in read_results(results).rows if row[1].metric not in CHANGING]
 
 
 def study_run(root: Path, out: Path, *, secure_sum: bool = True) -> StudyRun:
@@ -139,7 +132,9 @@ def test_sites_that_are_actors_give_the_rows_of_one_process(
     results = run_study(study_run(root, tmp_path), RayEngine(workers=1, sites_as_actors=True))
 
     assert lasting(results) == local
-    sent = [measured.value for _, measured in read_results(results).rows if measured.metric in CHANGING - {"seconds"}]
+    sent = [
+        measured.value for _, measured in read_results(results).rows if measured.metric in UNREPEATABLE - {"seconds"}
+    ]
     assert sent
     assert min(sent) > 0
 
@@ -163,7 +158,7 @@ def test_a_cell_is_run_again_when_a_site_is_lost(
     RayEngine(sites_as_actors=True).run(run, [[plan]], lambda: None)
 
     assert lost.exists()
-    kept = [row for row in run.kept(plan) or () if row[1].metric not in CHANGING]
+    kept = [row for row in run.kept(plan) or () if row[1].metric not in UNREPEATABLE]
     assert kept == [row for row in local if row[0] == plan.cell]
 
 

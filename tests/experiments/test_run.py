@@ -16,10 +16,9 @@ from fedmvp.experiments.results import read_results, write_results
 from fedmvp.experiments.run import LocalEngine, StudyRun, run_study
 from fedmvp.experiments.sweep import CellPlan
 from fedmvp.study.templates import toml_value
-from tests.experiments.tiny_study import make_run, make_study, study_values, write_images
+from tests.experiments.tiny_study import lasting, make_run, make_study, study_values, write_images
 
 ROOT = Path(__file__).parents[2]
-UNREPEATABLE = {"seconds", "bytes-up", "bytes-down"}
 
 
 class Counting:
@@ -106,14 +105,10 @@ def test_cells_of_other_settings_are_not_taken_for_this_studys(tmp_path: Path) -
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     run = make_run(tmp_path, study={"seeds": [0, 1]})
-    alone = read_results(run_study(run, LocalEngine()))
-    together = read_results(run_study(replace(run, out=tmp_path / "other"), LocalEngine(workers=2)))
-
-    def kept(results: object) -> list[object]:
-        return [row for row in results.rows if row[1].metric not in UNREPEATABLE]  # type: ignore[attr-defined]
-
-    assert kept(alone) == kept(together)
-    assert alone.facts == together.facts
+    alone = run_study(run, LocalEngine())
+    together = run_study(replace(run, out=tmp_path / "other"), LocalEngine(workers=2))
+    assert lasting(alone) == lasting(together)
+    assert read_results(alone).facts == read_results(together).facts
 
 
 def test_a_workers_mistake_reaches_the_person(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fedmvp.experiments.results import Row, read_results
 from fedmvp.experiments.run import StudyRun
 from fedmvp.experiments.study import Study
 from fedmvp.study.documents import validate
@@ -22,6 +23,15 @@ source = "written for tests"
 date = 2026-01-01
 licence = "Apache-2.0"
 """
+
+
+UNREPEATABLE = {"seconds", "bytes-up", "bytes-down"}
+"""Metrics that depend on the machine and the wire."""
+
+
+def lasting(results: Path) -> list[Row]:
+    """All rows of a results file but those that depend on the machine and the wire."""
+    return [row for row in read_results(results).rows if row[1].metric not in UNREPEATABLE]
 
 
 def write_images(folder: Path, *, per_class: int = 8) -> None:

@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 
 from fedmvp.experiments.cell import Bench
 from fedmvp.experiments.results import NON_PRIVATE, SCORE
+from fedmvp.experiments.run import log_errors_alone
 from fedmvp.experiments.study import MethodEntry, Study, TrainingChange, load_study
 from fedmvp.experiments.sweep import plan_cells
 
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    log_errors_alone()
     study = load_study(arguments.study)
     done = run_trials(study, arguments.data, arguments.out)
     for entry in study.methods:

@@ -204,6 +204,21 @@ def test_the_start_sees_an_image_as_the_smallest_tower_sees_it_at_half_the_size(
             torch.testing.assert_close(module(large), small(shrunk), atol=1e-4, rtol=1e-4)
 
 
+def test_a_deepened_tower_sees_what_it_saw_until_it_is_trained(tmp_path: Path) -> None:
+    shallow, guide = tower.build(), torch.nn.Linear(2, 2)
+    saved = {"model": shallow.state_dict(), "average": shallow.state_dict(), "guide": guide.state_dict()}
+    torch.save(saved, tmp_path / "start.pt")
+    deep, average = tower.build(8), tower.build(8)
+    tower.begin_with(str(tmp_path / "start.pt"), deep, average, guide)
+    large = torch.rand(2, 3, PIXELS, PIXELS)
+    for module in (deep.eval(), average.eval()):
+        torch.testing.assert_close(module(large), shallow.eval()(large), atol=1e-4, rtol=1e-4)
+    deep(large).square().sum().backward()
+    assert all(parameter.grad.abs().sum() for name, parameter in deep.named_parameters() if "out_proj.weight" in name)
+    with pytest.raises(SystemExit, match="multiple"):
+        tower.begin_with(str(tmp_path / "start.pt"), tower.build(6), tower.build(6), guide)
+
+
 def test_patches_are_guided_by_what_lies_in_their_place() -> None:
     torch.manual_seed(0)
     pixels = torch.zeros(6, 3, PIXELS, PIXELS, dtype=torch.uint8)

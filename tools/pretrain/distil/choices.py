@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tools.pretrain.distil.scenes import HELD_OUT, load_coloured
 from tools.pretrain.distil.sources import IMAGENET_CLASSES, find_things, load_bank, load_lines
-from tools.pretrain.distil.tower import build
+from tools.pretrain.distil.tower import build, layers_of
 
 OTHERS, SURE = 9, 0.3
 
@@ -60,8 +60,9 @@ def main() -> None:
     parser.add_argument("--vision", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, required=True)
     arguments = parser.parse_args()
-    model = build()
-    model.load_state_dict(torch.load(arguments.vision, weights_only=True)["average"])
+    average = torch.load(arguments.vision, weights_only=True)["average"]
+    model = build(layers_of(average))
+    model.load_state_dict(average)
     print(json.dumps(judge(model, arguments.corpus, load_bank(arguments.corpus))))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fedmvp.model.embedded import build_clip, save_embedded
-from tools.pretrain.distil.tower import CONFIG
+from tools.pretrain.distil.tower import CONFIG, layers_of, with_layers
 
 NORMALISATION = (0.5, 0.5, 0.5)
 # Every data set that the weights, their teachers or their settings have seen; a study's own must not be among them.
@@ -48,11 +48,12 @@ def export(vision: Path, text: Path, target: Path, *, without: frozenset[str]) -
     state["token_embedding.weight"] = torch.zeros(vocabulary, rows.shape[1]).index_copy_(0, used, rows)
     state |= words
     state["logit_scale"] = seen["average"]["log_scale"]
-    model = build_clip(CONFIG)
+    config = with_layers(layers_of(seen["average"]))
+    model = build_clip(config)
     model.load_state_dict(state)
     data = [name for name in DATA if name not in without]
     save_embedded(
-        model, {**CONFIG, "mean": NORMALISATION, "std": NORMALISATION, "data": data}, target, used[1:].tolist()
+        model, {**config, "mean": NORMALISATION, "std": NORMALISATION, "data": data}, target, used[1:].tolist()
     )
 
 

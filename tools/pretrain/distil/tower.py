@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +16,24 @@ from fedmvp.model.supported import EMBEDDED_NAME
 from tools.pretrain.distil.views import PIXELS
 from tools.pretrain.train import start_like_a_trained_tower
 
-CONFIG = {
+LAYERS = 4
+BLOCKS = "transformer.resblocks."
+CONFIG: dict[str, Any] = {
     "embed_dim": 384,
-    "vision_cfg": {"image_size": PIXELS, "layers": 4, "width": 160, "head_width": 32, "patch_size": 8},
+    "vision_cfg": {"image_size": PIXELS, "layers": LAYERS, "width": 160, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 160, "heads": 5, "layers": 2},
 }
 
 
-def build() -> torch.nn.Module:
+def with_layers(layers: int) -> dict[str, Any]:
+    """The configuration of a tower whose images go through so many blocks."""
+    return {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "layers": layers}}
+
+
+def build(layers: int = LAYERS) -> torch.nn.Module:
     """The vision tower at its start, with the scale of its logits."""
-    config = {**CONFIG, "text_cfg": {"context_length": 8, "vocab_size": 8, "width": 32, "heads": 1, "layers": 1}}
+    config = with_layers(layers)
+    config["text_cfg"] = {"context_length": 8, "vocab_size": 8, "width": 32, "heads": 1, "layers": 1}
     visual: torch.nn.Module = open_clip.CLIP(**config).visual
     start_like_a_trained_tower(visual)
     visual.patch_dropout = open_clip.transformer.PatchDropout(0.0)
@@ -59,8 +69,9 @@ def begin_with(start: str, model: torch.nn.Module, average: torch.nn.Module, gui
     """
     if start != EMBEDDED_NAME:
         saved = torch.load(start, weights_only=True)
-        for name, module in (("model", model), ("average", average), ("guide", guide)):
-            module.load_state_dict(saved[name])
+        for module, name in ((model, "model"), (average, "average")):
+            module.load_state_dict(deepened(saved[name], layers_of(module.state_dict())))
+        guide.load_state_dict(saved["guide"])
         return
     small = load_embedded()[0].visual.state_dict()
     del small["proj"]
@@ -69,6 +80,31 @@ def begin_with(start: str, model: torch.nn.Module, average: torch.nn.Module, gui
         found = module.load_state_dict(small, strict=False)
         if found.unexpected_keys or set(found.missing_keys) != {"proj", "log_scale"}:
             raise SystemExit(f"{EMBEDDED_NAME} does not fit: {found}")
+
+
+def layers_of(state: Mapping[str, Tensor]) -> int:
+    """How many blocks a vision tower's parameters are of."""
+    return 1 + max(int(name.split(".")[2]) for name in state if name.startswith(BLOCKS))
+
+
+def deepened(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The same function in more blocks: a copy behind each block that adds nothing until it is trained.
+
+    Raises:
+        SystemExit: the number of blocks is no multiple of what there is.
+    """
+    each, left = divmod(layers, layers_of(state))
+    if left or not each:
+        raise SystemExit(f"{layers_of(state)} blocks do not become {layers}: give a multiple as --layers")
+    grown = {name: value for name, value in state.items() if not name.startswith(BLOCKS)}
+    for name, value in state.items():
+        if name.startswith(BLOCKS):
+            _, _, block, part = name.split(".", 3)
+            ends = part.startswith(("attn.out_proj.", "mlp.c_proj."))
+            for turn in range(each):
+                place = f"{BLOCKS}{int(block) * each + turn}.{part}"
+                grown[place] = torch.zeros_like(value) if ends and turn else value
+    return grown
 
 
 def see(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

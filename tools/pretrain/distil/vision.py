@@ -26,7 +26,7 @@ from tools.pretrain.distil.choices import judge
 from tools.pretrain.distil.guides import CHANNELS
 from tools.pretrain.distil.sources import load_sources
 from tools.pretrain.distil.state import Training
-from tools.pretrain.distil.tower import begin_with, build, see
+from tools.pretrain.distil.tower import LAYERS, begin_with, build, see
 from tools.pretrain.train import make_optimizers
 
 PATCH_DROPOUT = ((0.0, 0.5), (0.7, 0.25), (0.92, 0.0))
@@ -38,7 +38,7 @@ def train(arguments: argparse.Namespace) -> None:
     """The whole training, or the rest of one; saves all that is needed to go on every few minutes."""
     torch.manual_seed(arguments.seed)
     sources, bank = load_sources(arguments.corpus, frozenset(arguments.without))
-    model = build()
+    model = build(arguments.layers)
     average = copy.deepcopy(model).requires_grad_(False)
     guide = torch.nn.Linear(int(model.conv1.out_channels), sum(CHANNELS.values()))  # type: ignore[union-attr, arg-type]
     training = Training(
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="goes on from here if it exists")
     parser.add_argument("--start", help=f"begin with the weights of another run, or with {EMBEDDED_NAME}")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="a multiple of those of --start deepens it")
     parser.add_argument("--seconds", type=float, default=2400)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

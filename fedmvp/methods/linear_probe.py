@@ -25,13 +25,14 @@ class LinearProbe(nn.Module):
         joint_width: width of an image feature.
         n_classes: number of classes.
         centre: a public vector (joint_width,) that is subtracted; None subtracts nothing.
+        bias: whether each class has a number beside its row.
     """
 
-    def __init__(self, joint_width: int, n_classes: int, *, centre: Tensor | None = None) -> None:
+    def __init__(self, joint_width: int, n_classes: int, *, centre: Tensor | None = None, bias: bool = True) -> None:
         super().__init__()
-        self.layer = nn.Linear(joint_width, n_classes)
-        nn.init.zeros_(self.layer.weight)
-        nn.init.zeros_(self.layer.bias)
+        self.layer = nn.Linear(joint_width, n_classes, bias=bias)
+        for parameter in self.layer.parameters():
+            nn.init.zeros_(parameter)
         self._centre = torch.zeros(joint_width) if centre is None else centre.detach().clone()
 
     def forward(self, zero_shot: Tensor) -> Tensor:
@@ -56,15 +57,36 @@ class Probe:
         return _ProbeModel(tower, candidates, trained or candidates)
 
 
+class CandidateProbe(nn.Module):
+    """A probe with one row for each trained class, asked about candidates: of others it says a logit of zero.
+
+    Args:
+        tower: whose features it reads, centred.
+        candidates: the classes in the order of the logits.
+        trained: the classes with parameters.
+        bias: as of `LinearProbe`.
+    """
+
+    def __init__(self, tower: FrozenTower, candidates: ClassSet, trained: ClassSet, *, bias: bool = True) -> None:
+        super().__init__()
+        self.probe = LinearProbe(tower.backbone.joint_width, len(trained), centre=tower.centre(), bias=bias)
+        rows = {name: row for row, name in enumerate(trained.names)}
+        device = tower.backbone.device
+        self._rows = torch.tensor([rows.get(name, len(trained)) for name in candidates.names], device=device)
+        self.to(device)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return logits (b, n_candidates) of image features (b, joint_width)."""
+        known: Tensor = self.probe(feature)
+        return F.pad(known, (0, 1))[:, self._rows]  # the added column is for classes without parameters
+
+
 class _ProbeModel(MethodModel):
     def __init__(self, tower: FrozenTower, candidates: ClassSet, trained: ClassSet) -> None:
         super().__init__(tower, candidates)
-        joint_width = tower.backbone.joint_width
-        self.probe = LinearProbe(joint_width, len(trained), centre=tower.centre()).to(self.device)
-        rows = {name: row for row, name in enumerate(trained.names)}
-        self._rows = torch.tensor([rows.get(name, len(trained)) for name in candidates.names], device=self.device)
+        self.probe = CandidateProbe(tower, candidates, trained)
 
     def forward(self, features: Features) -> Tensor:
         """Return class logits (b, n_classes)."""
-        known: Tensor = self.probe(features["zero_shot"])
-        return F.pad(known, (0, 1))[:, self._rows]  # the added column is for classes without parameters
+        logits: Tensor = self.probe(features["zero_shot"])
+        return logits

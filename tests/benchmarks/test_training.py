@@ -102,7 +102,7 @@ def test_the_peak_of_memory_is_what_a_side_holds_above_its_start(monkeypatch: py
 
 
 def _hold(size: int) -> None:
-    """Pages of the system itself: what an allocator keeps or hands back depends on what ran before it in the process."""
+    """Pages of the system itself: what an allocator keeps or hands back depends on what ran before it."""
     with mmap.mmap(-1, size) as pages:
         for start in range(0, size, mmap.PAGESIZE):  # written to: memory that is only asked for is not held
             pages[start] = 1

@@ -14,6 +14,7 @@ from fedmvp.methods.fedvpt import FedVpt
 from fedmvp.methods.linear_probe import Probe
 from fedmvp.methods.method import Method
 from fedmvp.methods.promptfl import PromptFl
+from fedmvp.methods.task_residual import TaskResidual
 from fedmvp.methods.zero_shot import ZeroShot
 from fedmvp.model.prompt_config import PromptConfig, Variant
 
@@ -30,6 +31,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "fedclip": FedClip(),
         "fedtpg": FedTpg(),
         "linear-probe": Probe(),
+        "task-residual": TaskResidual(),
     }
 )
 """Each with its default hyper-parameters; a study replaces what it chooses (`dataclasses.replace`)."""

@@ -11,6 +11,7 @@ from fedmvp.methods.classes import ClassSet
 from fedmvp.methods.features import read_images
 from fedmvp.methods.fedmvp import FedMvp
 from fedmvp.methods.linear_probe import LinearProbe
+from fedmvp.methods.task_residual import TaskResidual
 from fedmvp.model.parameters import dimension
 from fedmvp.model.task import Task, TaskClass
 from tests.methods.toys import CLASSES, SMALL, TOWER
@@ -37,6 +38,18 @@ def test_the_probes_logits_are_added_for_trained_classes_alone() -> None:
     assert not added[:, 1].any()
 
 
+def test_without_prompts_it_is_the_task_residual() -> None:
+    alone = TaskResidual(3.0).build(TOWER, MIXED, trained=CLASSES)
+    both = FedMvp(SMALL, probe_gain=3.0).build(TOWER, MIXED, trained=CLASSES)
+    (rows,) = alone.parameters()
+    with torch.no_grad():
+        rows.normal_(generator=torch.Generator().manual_seed(0))
+        next(p for p in both.parameters() if p.shape == rows.shape).copy_(rows)
+        torch.testing.assert_close(
+            alone(read_images(alone, PIXELS).tensors), both(read_images(both, PIXELS).tensors), atol=1e-4, rtol=1e-4
+        )
+
+
 def test_without_a_gain_there_is_nothing_to_train_but_prompts() -> None:
     sizes = [dimension(FedMvp(SMALL, probe_gain=gain).build(TOWER, CLASSES)) for gain in (0.0, 1.0)]
     assert sizes[1] - sizes[0] == TOWER.backbone.joint_width * len(CLASSES)
@@ -44,8 +57,9 @@ def test_without_a_gain_there_is_nothing_to_train_but_prompts() -> None:
 
 @pytest.mark.parametrize("gain", [-1.0, float("nan"), float("inf")])
 def test_a_gain_that_is_none_is_refused(gain: float) -> None:
-    with pytest.raises(UserError, match="probe_gain"):
-        FedMvp(SMALL, probe_gain=gain).build(TOWER, CLASSES)
+    for method in (FedMvp(SMALL, probe_gain=gain), TaskResidual(gain)):
+        with pytest.raises(UserError, match="probe_gain"):
+            method.build(TOWER, CLASSES)
 
 
 def test_a_study_chooses_the_gain_beside_the_sizes() -> None:

@@ -16,6 +16,7 @@ from fedmvp.methods.linear_probe import Probe
 from fedmvp.methods.method import Method, MethodModel
 from fedmvp.methods.objective import MultiLabel, Objective, SingleLabel
 from fedmvp.methods.promptfl import PromptFl
+from fedmvp.methods.task_residual import TaskResidual
 from fedmvp.methods.tower import FrozenTower
 from fedmvp.methods.zero_shot import ZeroShot
 from fedmvp.model.prompt_config import Injection, NeutralStart, PromptConfig, Variant
@@ -43,6 +44,7 @@ TRAINED: dict[str, Method] = {
     "fedclip by a residual": FedClip(width=4, form=AdapterForm.RESIDUAL, wording=Wording.ATTRIBUTES),
     "fedtpg": FedTpg(width=8, n_heads=2),
     "linear-probe": Probe(),
+    "task-residual": TaskResidual(),
 }
 UNTRAINED: dict[str, Method] = {
     "zero-shot-template": ZeroShot(Wording.TEMPLATE),

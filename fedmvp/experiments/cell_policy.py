@@ -20,7 +20,7 @@ from fedmvp.study.calibration import calibrate
 from fedmvp.study.policy import StudyPolicy, parse_policy
 from fedmvp.study.templates import toml_text
 
-_PROMPT_OPTIONS = ("n_prompts", "n_heads", "bottleneck_width", "lora_rank", "flip", "initial_seed")
+_PROMPT_OPTIONS = ("n_prompts", "n_heads", "bottleneck_width", "lora_rank", "flip", "initial_seed", "probe_gain")
 _ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 

@@ -31,14 +31,11 @@ def method_with_options(entry: MethodEntry, size: Mapping[str, int] | None = Non
     if not options:
         return method
     if isinstance(method, FedMvp):
-        own = {name: value for name, value in options.items() if name == "probe_gain"}
-        inner = {name: value for name, value in options.items() if name not in own}
-        changed: FedMvp = _changed(method, own, entry.name)
-        return dataclasses.replace(changed, config=_changed(method.config, inner, entry.name, besides="probe_gain"))
+        return dataclasses.replace(method, config=_changed(method.config, options, entry.name))
     return _changed(method, options, entry.name)
 
 
-def _changed(value: Frozen, options: Mapping[str, Any], entry: str, *, besides: str = "") -> Frozen:
+def _changed(value: Frozen, options: Mapping[str, Any], entry: str) -> Frozen:
     if not dataclasses.is_dataclass(value):
         raise UserError(f"method '{entry}' has no options", remedy="remove its options and sizes")
     known = {field.name: field for field in dataclasses.fields(value)}
@@ -48,7 +45,7 @@ def _changed(value: Frozen, options: Mapping[str, Any], entry: str, *, besides: 
         if name not in known:
             raise UserError(
                 f"method '{entry}' has no option '{name}'",
-                remedy=f"its options: {', '.join([*known, *([besides] if besides else [])]) or 'none'}",
+                remedy=f"its options: {', '.join(known) or 'none'}",
             )
         given[name] = _converted(option, hints[name], f"method '{entry}', option '{name}'")
     try:

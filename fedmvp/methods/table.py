@@ -25,7 +25,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "fedmvp-narrow": FedMvp(PromptConfig(Variant.NARROW)),
         "fedmvp-full": FedMvp(PromptConfig(Variant.FULL)),
         "fedmvp-lora": FedMvp(PromptConfig(Variant.LORA)),
-        "fedmvp-probe": FedMvp(PromptConfig(Variant.NARROW), probe_gain=4.0),
+        "fedmvp-probe": FedMvp(PromptConfig(Variant.NARROW, probe_gain=4.0)),
         "promptfl": PromptFl(),
         "fedvpt": FedVpt(),
         "fedclip": FedClip(),

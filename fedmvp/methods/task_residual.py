@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fedmvp.errors import UserError
 from fedmvp.methods.classes import ClassSet, Wording
-from fedmvp.methods.linear_probe import CandidateProbe
 from fedmvp.methods.method import Features, MethodModel, Reads
 from fedmvp.methods.tower import FrozenTower
 
@@ -54,7 +53,7 @@ class _TaskResidualModel(MethodModel):
         super().__init__(tower, candidates)
         self._classifier = tower.classifier(candidates, method.wording)
         self._gain = method.probe_gain
-        self.probe = CandidateProbe(tower, candidates, trained, bias=False)
+        self.probe = tower.probe(candidates, trained, bias=False)
 
     def forward(self, features: Features) -> Tensor:
         """Return class logits (b, n_classes)."""

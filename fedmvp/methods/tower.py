@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedmvp.methods.classes import ClassSet, Wording
 from fedmvp.model.attributes import AttributeBank, build_attribute_bank
 from fedmvp.model.backbone import Backbone
+from fedmvp.model.probe import CandidateProbe, synthetic_centre
 from fedmvp.model.prompted_text import PromptedText
-
-_SYNTHETIC_IMAGES = 128
 
 
 class FrozenTower:
@@ -61,18 +58,11 @@ class FrozenTower:
             self._centre = synthetic_centre(self.backbone)
         return self._centre
 
+    def probe(self, candidates: ClassSet, trained: ClassSet, *, bias: bool = True) -> CandidateProbe:
+        """Return an untrained probe with rows for the trained classes, asked about candidates."""
+        return CandidateProbe(self.backbone, candidates.names, trained.names, bias=bias, centre=self.centre())
+
     @torch.no_grad()
     def zero_shot(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return `zero_shot`, the normalised feature (b, joint_width) of normalised pixels."""
         return {"zero_shot": self.backbone.encode_images(pixels)}
-
-
-def synthetic_centre(backbone: Backbone) -> Tensor:
-    """Return the mean zero-shot feature (joint_width,) of smooth random images: a centre that costs no privacy."""
-    draws = np.random.default_rng(0)
-    side = backbone.image_size
-    coarse = torch.from_numpy(draws.random((_SYNTHETIC_IMAGES, 3, 4, 4), dtype=np.float32))
-    smooth = F.interpolate(coarse, size=(side, side), mode="bilinear")
-    images = (smooth * 255).round().to(torch.uint8)
-    features = [backbone.encode_images(backbone.normalise(part)).cpu() for part in torch.split(images, 32)]
-    return torch.cat(features).mean(dim=0)

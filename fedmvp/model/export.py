@@ -87,7 +87,9 @@ class ImageToLogits(nn.Module):
         features = model.summarise((images / 255.0 - self.mean) / self.std)
         prompted = self._answered(features, model.promptformer, "trained")
         anchor = self._answered(features, self.initial, "start") if "anchor" in model.feature_names else None
-        return model.logit_scale * model.joined(features["zero_shot"], prompted, anchor) @ self.classifier.T
+        feature = model.joined(features["zero_shot"], prompted, anchor)
+        logits = model.logit_scale * feature @ self.classifier.T
+        return logits if model.probe is None else logits + model.config.probe_gain * model.probe(feature)
 
     def _keep(self, which: str, shared: KeysAndValues) -> None:
         self.register_buffer(f"{which}_key", shared.key)

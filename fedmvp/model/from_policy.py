@@ -44,6 +44,7 @@ def prompt_config_of(policy: StudyPolicy) -> PromptConfig:
         neutral_start=NeutralStart(model.neutral_start),
         consistency_weight=model.consistency_weight,
         flip=model.flip,
+        probe_gain=model.probe_gain,
         initial_seed=model.initial_seed,
     )
 

@@ -101,9 +101,9 @@ class Predictor:
         model = self._model
         at_once = max(_FEWEST_CLASSES, self._working_bytes // (4 * max(1, len(feature))))
         first = 0
-        for rows in torch.split(model.bank.classifier, at_once):
-            yield first, model.logit_scale * feature @ rows.T
-            first += len(rows)
+        while first < len(model.bank.classifier):
+            yield first, model.some_logits(feature, first, at_once)
+            first += at_once
 
     def _fresh(self) -> KeysAndValues:
         now = [value.detach() for _, value in trained_parameters(self._model)]

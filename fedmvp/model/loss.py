@@ -7,13 +7,7 @@ from torch import Tensor
 
 
 def fedmvp_loss(
-    feature: Tensor,
-    labels: Tensor,
-    target: Tensor,
-    *,
-    classifier: Tensor,
-    logit_scale: float,
-    consistency_weight: float,
+    logits: Tensor, feature: Tensor, labels: Tensor, target: Tensor, *, consistency_weight: float
 ) -> Tensor:
     """Return cross-entropy plus weighted distance to the frozen feature, for each sample.
 
@@ -22,17 +16,15 @@ def fedmvp_loss(
     its variance.
 
     Args:
+        logits: class logits (b, n_classes) of these features.
         feature: normalised prompted features (b, joint_width).
         labels: class indices (b,).
         target: frozen features to stay near (b, joint_width); of norm one, or the mean of two such.
-        classifier: class rows (n_classes, joint_width).
-        logit_scale: factor between cosine and logit.
         consistency_weight: alpha of the paper, at least 0.
 
     Returns:
         (b,) losses.
     """
-    logits = logit_scale * feature @ classifier.T
     loss = F.cross_entropy(logits, labels, reduction="none")
     if consistency_weight:
         loss = loss + consistency_weight * (1.0 - (feature * target).sum(dim=-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -50,6 +51,8 @@ class PromptConfig:
         lora_rank: rank of each pair of the LoRA variant.
         neutral_start: see `NeutralStart`.
         consistency_weight: weight of the consistency term (alpha in the paper, which takes 10).
+        probe_gain: of a linear probe trained beside the prompts: what its logits are multiplied by, so how long its
+            gradient is beside theirs. 0: no probe.
         flip: compare with a randomly mirrored view; wrong for digits and letters.
         initial_seed: seed of the public initial parameters.
     """
@@ -63,14 +66,19 @@ class PromptConfig:
     neutral_start: NeutralStart = NeutralStart.ANCHOR
     consistency_weight: float = 0.0
     flip: bool = False
+    probe_gain: float = 0.0
     initial_seed: int = 0
 
     def check_widths(self, vision_width: int, n_patches: int) -> None:
         """Check the choices that depend on the backbone.
 
         Raises:
-            UserError: heads that do not divide the inner width, or more prompts than patches.
+            UserError: heads that do not divide the inner width, more prompts than patches, or a gain that is none.
         """
+        if not (math.isfinite(self.probe_gain) and self.probe_gain >= 0):
+            raise UserError(
+                f"probe_gain {self.probe_gain:g} is no gain", remedy="set [model] probe_gain to 0 for no probe, or to 4"
+            )
         narrow = self.variant is Variant.NARROW
         width = self.bottleneck_width if narrow else vision_width
         if width % self.n_heads:

@@ -18,6 +18,7 @@ from fedmvp.model.attributes import AttributeBank
 from fedmvp.model.backbone import Backbone
 from fedmvp.model.last_block import TAIL_NAMES, LastBlock
 from fedmvp.model.loss import fedmvp_loss
+from fedmvp.model.probe import CandidateProbe
 from fedmvp.model.prompt_config import Injection, NeutralStart, PromptConfig, Variant
 from fedmvp.model.promptformer import as_prompt_module, build_promptformer
 
@@ -32,12 +33,15 @@ class PromptedModel(nn.Module):
         backbone: the frozen CLIP; stays outside this module's parameters.
         bank: attribute features and classifier of the task.
         config: shape, place and start of the prompts.
+        probe: with a gain, the untrained probe where its trained classes are not the bank's; None makes one for these.
 
     Raises:
         UserError: sizes that do not fit the backbone.
     """
 
-    def __init__(self, backbone: Backbone, bank: AttributeBank, config: PromptConfig) -> None:
+    def __init__(
+        self, backbone: Backbone, bank: AttributeBank, config: PromptConfig, *, probe: CandidateProbe | None = None
+    ) -> None:
         super().__init__()
         config.check_widths(backbone.vision_width, backbone.n_patches)
         self.config = config
@@ -50,6 +54,9 @@ class PromptedModel(nn.Module):
         self._initial_shared: KeysAndValues | None = None
         self.promptformer = self._build()
         self.gate = self._build_gate()
+        if config.probe_gain and probe is None:
+            probe = CandidateProbe(backbone, bank.class_names, bank.class_names, bias=False)
+        self.probe = probe if config.probe_gain else None
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -153,8 +160,16 @@ class PromptedModel(nn.Module):
         return F.normalize(zero_shot + opened * (prompted - zero_shot), dim=-1)
 
     def logits(self, feature: Tensor) -> Tensor:
-        """Return class logits (b, n_classes) of normalised image features."""
-        return self.logit_scale * feature @ self.bank.classifier.T
+        """Return class logits (b, n_classes) of normalised image features, the probe's among them."""
+        logits = self.logit_scale * feature @ self.bank.classifier.T
+        return logits if self.probe is None else logits + self.config.probe_gain * self.probe(feature)
+
+    def some_logits(self, feature: Tensor, first: int, count: int) -> Tensor:
+        """Return the logits (b, count) of the classes from a position on, in no more memory than they take."""
+        logits = self.logit_scale * feature @ self.bank.classifier[first : first + count].T
+        if self.probe is not None:
+            logits = logits + self.config.probe_gain * self.probe.part(feature, first, count)
+        return logits
 
     def loss_per_sample(self, feature: Tensor, features: Features, labels: Tensor) -> Tensor:
         """Return the FedMVP loss (b,) of prompted features.
@@ -165,11 +180,10 @@ class PromptedModel(nn.Module):
             labels: class indices (b,).
         """
         return fedmvp_loss(
+            self.logits(feature),
             feature,
             labels,
             features["target" if self.needs_mirrored_view else "zero_shot"],
-            classifier=self.bank.classifier,
-            logit_scale=self.logit_scale,
             consistency_weight=self.config.consistency_weight,
         )
 

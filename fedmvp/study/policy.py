@@ -60,6 +60,9 @@ class ModelSection(Section):
     neutral_start: Literal["anchor", "mix"] = Field(description="how round 0 is made equal to zero-shot")
     consistency_weight: NonNegativeFloat = Field(description="weight of the consistency term of the loss")
     flip: bool = Field(description="compare with the frozen feature of a mirrored view")
+    probe_gain: float = Field(
+        default=0.0, ge=0, le=1000, description="weight of a linear probe trained beside the prompts; 0 trains none"
+    )
     initial_seed: int = Field(default=0, ge=0, lt=2**63, description="seed of the public initial parameters")
 
 

@@ -33,6 +33,7 @@ lora_rank = 8
 neutral_start = "anchor"        # round 0 equals zero-shot: "anchor" learns better under noise, "mix" without
 consistency_weight = 1.0        # pull towards the frozen feature of a mirrored view
 flip = false                    # true where a mirrored image means the same (not for digits or text)
+probe_gain = 0.0                # above 0, say 4: train a linear probe of these classes beside the prompts
 initial_seed = 0
 
 [task]

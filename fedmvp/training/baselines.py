@@ -1,6 +1,6 @@
 """The DP linear probe: a softmax layer on frozen features, through the same engine, ledger and sums as the prompts.
 
-It stands beside every result: see `fedmvp.methods.linear_probe`.
+It stands beside every result: see `fedmvp.model.probe`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedmvp.methods.linear_probe import LinearProbe
-from fedmvp.methods.tower import synthetic_centre
+from fedmvp.model.probe import LinearProbe, synthetic_centre
 from fedmvp.training.local import LocalTrainer, LocalTraining
 from privacy.ledger import Ledger
 from privacy.mechanism import PrivacyParameters

@@ -35,7 +35,7 @@ TRAINED: dict[str, Method] = {
     "fedmvp at the input": FedMvp(replace(SMALL, injection=Injection.INPUT)),
     "fedmvp with a gate": FedMvp(replace(SMALL, neutral_start=NeutralStart.MIX)),
     "fedmvp with consistency": FedMvp(replace(SMALL, consistency_weight=2.0, flip=True)),
-    "fedmvp-probe": FedMvp(SMALL, probe_gain=4.0),
+    "fedmvp-probe": FedMvp(replace(SMALL, probe_gain=4.0)),
     "promptfl": PromptFl(),
     "promptfl before attributes": PromptFl(Wording.ATTRIBUTES),
     "fedvpt": FedVpt(n_prompts=4),

@@ -15,14 +15,8 @@ LABELS = torch.tensor([0, 2, 1, 2])
 
 
 def loss(feature: torch.Tensor, target: torch.Tensor, weight: float, rows: slice = slice(None)) -> torch.Tensor:
-    return fedmvp_loss(
-        feature[rows],
-        LABELS[rows],
-        target[rows],
-        classifier=CLASSIFIER,
-        logit_scale=20.0,
-        consistency_weight=weight,
-    )
+    logits = 20.0 * feature @ CLASSIFIER.T
+    return fedmvp_loss(logits[rows], feature[rows], LABELS[rows], target[rows], consistency_weight=weight)
 
 
 def test_the_loss_is_cross_entropy_plus_weighted_distance_for_each_sample() -> None:

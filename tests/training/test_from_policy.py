@@ -52,6 +52,7 @@ def test_a_policy_becomes_the_models_and_trainings_values(policy: StudyPolicy) -
     assert (config.bottleneck_width, config.lora_rank) == (policy.model.bottleneck_width, policy.model.lora_rank)
     assert (config.flip, config.initial_seed) == (policy.model.flip, policy.model.initial_seed)
     assert config.consistency_weight == policy.model.consistency_weight
+    assert (config.probe_gain, prompt_config_of(_with_probe(policy)).probe_gain) == (0.0, 4.0)
     assert task.class_names == policy.task.class_names
     assert task.sentences == tuple(sentence for row in policy.task.sentences for sentence in row)
     training, optimizer = local_training_of(policy), server_optimizer_of(policy)
@@ -60,6 +61,10 @@ def test_a_policy_becomes_the_models_and_trainings_values(policy: StudyPolicy) -
     assert optimizer.learning_rate == policy.aggregation.server_learning_rate
     assert (optimizer.beta1, optimizer.beta2) == (policy.aggregation.adam_beta1, policy.aggregation.adam_beta2)
     assert optimizer.epsilon == policy.aggregation.adam_epsilon
+
+
+def _with_probe(policy: StudyPolicy) -> StudyPolicy:
+    return policy.model_copy(update={"model": policy.model.model_copy(update={"probe_gain": 4.0})})
 
 
 def test_from_policy_to_a_tuned_model_with_its_accuracy(policy: StudyPolicy, weights: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmvp.data.records import ImageRecord
+from fedmvp.errors import ExitCode, UserError
 from fedmvp.experiments.cell_policy import CellTerms, cell_policy
 from fedmvp.experiments.feature_table import FeatureTable, Progress, labels_of
 from fedmvp.experiments.federation import FederationOutcome, run_federation
@@ -37,6 +38,7 @@ from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.from_policy import local_training_of
 from fedmvp.training.local import LocalTrainer
 from fedmvp.training.methods import method_trainer
+from privacy.errors import PrivacyError
 from privacy.ledger import Ledger
 from privacy.seeded import SeededRandomness
 
@@ -94,7 +96,14 @@ class Bench:
             return [*rows, Measurement("parameters", 0), Measurement("seconds", time.monotonic() - began)]
         policy = cell_policy(plan, self.terms(prepared.deal))
         history = _History(prepared, kind, policy.study.rounds)
-        outcome = self.federate(plan, policy, prepared, history)
+        try:
+            outcome = self.federate(plan, policy, prepared, history)
+        except PrivacyError as error:
+            raise UserError(
+                f"{plan.cell.name}: {error}",
+                remedy="report this: noise is chosen so that every round fits",
+                exit_code=ExitCode.BUDGET,
+            ) from error
         end = measure_all(prepared.tests, kind, outcome.parameters, None)
         last = [replace(row, round=policy.study.rounds) for row in end if row.metric == SCORE]
         return [*history.rows, *end, *last, *_costs(outcome), Measurement("seconds", time.monotonic() - began)]

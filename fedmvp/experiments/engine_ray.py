@@ -25,7 +25,6 @@ from fedmvp.experiments.run import POLL_SECONDS, StudyRun, log_errors_alone
 from fedmvp.experiments.study import DataSection, Study, require_on_this_machine
 from fedmvp.experiments.sweep import CellPlan
 from fedmvp.extras import optional_module
-from privacy.errors import PrivacyError
 
 MOST_LOSSES = 3
 """How often a lost process is replaced and its cell run again; then something is wrong with the machine or the cell."""
@@ -135,12 +134,6 @@ class CellHost:
         for _ in range(MOST_LOSSES):
             try:
                 return self._run(plan)
-            except PrivacyError as error:
-                raise UserError(
-                    f"{plan.cell.name}: {error}",
-                    remedy="report this: noise is chosen so that every round fits",
-                    exit_code=ExitCode.BUDGET,
-                ) from error
             except UserError:
                 raise
             except Exception as error:

@@ -172,6 +172,7 @@ class Material:
             own.append(TestSet("local", name, self._limited(kept.of_classes(candidates.names)), candidates))
             sites.append(SitePart(name, _sampled(held, study.sites.most_images, generator)))
         deal = Deal(partition.rule, tuple(sites), trained, (*self._tests(trained, public, own), *own))
+        _require_names(deal)
         _require_apart(deal)
         self._require_units(deal)
         return deal
@@ -296,6 +297,18 @@ def count_units(images: ImageCollection, unit: str) -> int:
             remedy="name the patient of every image (column patient), or set unit to record",
         )
     return len({record.patient for record in images.records})
+
+
+def _require_names(deal: Deal) -> None:
+    """Refuse sites that results could not tell apart, from each other or from what else is measured."""
+    taken = {test.group for test in deal.tests}
+    for part in deal.sites:
+        if part.name in taken:
+            raise UserError(
+                f"two parts of the results would be called '{part.name}': a site, and another site or a test set",
+                remedy="rename the site in the data; names are compared in lower case, with hyphens for other signs",
+            )
+        taken.add(part.name)
 
 
 def _require_apart(deal: Deal) -> None:

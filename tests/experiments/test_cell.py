@@ -13,6 +13,7 @@ from fedmvp.experiments.results import Cell, Measurement
 from fedmvp.experiments.study import Study
 from fedmvp.experiments.sweep import CellPlan, plan_cells
 from fedmvp.study.policy import StudyPolicy
+from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
 from secure_agg.messages import PublishedSum
 from tests.experiments.tiny_study import UNREPEATABLE, make_study, study_values, write_images
@@ -235,6 +236,19 @@ def policy_of(folder: Path) -> StudyPolicy:
     bench = bench_of(study, folder)
     plan = plans_of(study, bench)["prompts", "non-private"]
     return cell_policy(plan, bench.terms(bench.deal(3, 0)))
+
+
+def test_a_budget_that_is_spent_too_early_is_told_as_the_cells(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(folder)
+    bench = bench_of(study, folder)
+
+    def spent(*_: object) -> None:
+        raise PrivacyRefused("nothing is left")
+
+    monkeypatch.setattr(bench, "federate", spent)
+    plan = next(plan for plan in plans_of(study, bench).values() if plan.trains)
+    with pytest.raises(UserError, match=f"{plan.cell.name}: nothing is left"):
+        bench.run(plan)
 
 
 @pytest.mark.parametrize("after", [0, 1])

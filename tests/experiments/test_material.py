@@ -164,6 +164,21 @@ def test_an_image_that_would_be_trained_on_and_measured_on_is_named(tmp_path: Pa
         opened(tmp_path, setting=setting, sites=sites, others=others).deal(3, 0)
 
 
+@pytest.mark.parametrize("names", [("Base", "b", "c"), ("all", "b", "c"), ("St. A", "st a", "c")])
+def test_sites_that_the_results_could_not_tell_apart_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+    write_images(tmp_path)
+    rows = ["image,label,site"]
+    for at, path in enumerate(sorted((tmp_path / "squares").rglob("*.png"))):
+        rows.append(f"{path},{path.parent.name},{names[at % 3]}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    data = {"folder": "table.csv", "layout": "manifest", "classes": list(COLOURS)}
+    kind = {"kind": "personalised"} if "all" in names else {"kind": "base-to-new", "base": 2}
+    setting = {**kind, "sources": [], "targets": []}
+    with pytest.raises(UserError, match="would be called") as raised:
+        opened(tmp_path, data=data, setting=setting, sites={"rule": "site"}).deal(3, 0)
+    assert "rename the site" in str(raised.value.remedy)
+
+
 def test_sites_that_differ_by_more_than_domain_are_measured_on_what_they_held_out(tmp_path: Path) -> None:
     write_images(tmp_path)
     rows = ["image,label,site,split"]

@@ -165,7 +165,8 @@ class Prepared:
         self._method = method
         self._tower = tower
         self._objective = objective
-        self.model = self.build_for(deal.trained)
+        self._trained: dict[tuple[str, ...], MethodModel] = {}
+        self.models = [self._trained_for(part.candidates) for part in deal.sites]
         models: dict[tuple[str, ...], MethodModel] = {}
         self.tests = [self._test(test, models) for test in deal.tests]
         self.lock = threading.Lock()
@@ -174,10 +175,17 @@ class Prepared:
         """Build the module for some candidates."""
         return self._method.build(self._tower, candidates, trained=self.deal.trained)
 
+    def _trained_for(self, candidates: ClassSet) -> MethodModel:
+        """The module that sites with these candidates train, one after the other."""
+        if candidates.names not in self._trained:
+            self._trained[candidates.names] = self.build_for(candidates)
+        return self._trained[candidates.names]
+
     @cached_property
     def features(self) -> list[FrozenFeatures]:
         """Of each site's images."""
-        return [self._table.complete(self.model, part.images) for part in self.deal.sites]
+        parts = zip(self.models, self.deal.sites, strict=True)
+        return [self._table.complete(model, part.images) for model, part in parts]
 
     @cached_property
     def initial(self) -> Vector:
@@ -193,7 +201,7 @@ class Prepared:
             return SingleLabel()
         public = self.tests[0]
         with torch.no_grad():
-            logits = self.model(public.features.tensors)
+            logits = self._trained_for(self.deal.trained)(public.features.tensors)
         return MultiLabel.asymmetric(calibrate(logits, scale=_SCALE, prevalence=_PREVALENCE))
 
     def _test(self, test: TestSet, models: dict[tuple[str, ...], MethodModel]) -> PreparedTest:
@@ -234,7 +242,7 @@ class SiteSource:
         with self._prepared.lock:
             initial = self._prepared.initial
             trainer = method_trainer(
-                self._prepared.model,
+                self._prepared.models[self._site],
                 self._prepared.features[self._site],
                 labels_of(part.images),
                 self._prepared.objective,

@@ -42,11 +42,13 @@ class SitePart:
 
     Attributes:
         name: the site.
-        images: over the study's trained classes.
+        images: over the candidate classes.
+        candidates: the classes that its training decides among.
     """
 
     name: str
     images: ImageCollection
+    candidates: ClassSet
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ class Material:
             raise UserError("two of [[others]] have one name", remedy="put them into folders of different names")
         self._checkpoint = study.tower.checkpoint_below(root)
         require_sound(self.data.collection)
+        if self.data.collection.multi_label and study.sites.trains_over == "own":
+            raise UserError(
+                '[sites] trains_over is "own", and images have several labels: each label is decided by itself',
+                remedy='set it to "all"',
+            )
         self.site_counts = study.sites.counts or (len(self.deal(0, study.study.seeds[0]).sites),)
         if self.site_counts[0] < 3:
             raise UserError(
@@ -170,7 +177,9 @@ class Material:
             else:
                 kept = _same_domain(public, held)
             own.append(TestSet("local", name, self._limited(kept.of_classes(candidates.names)), candidates))
-            sites.append(SitePart(name, _sampled(held, study.sites.most_images, generator)))
+            among = candidates if study.sites.trains_over == "own" else trained
+            held = _sampled(held, study.sites.most_images, generator).of_classes(among.names)
+            sites.append(SitePart(name, held, among))
         deal = Deal(partition.rule, tuple(sites), trained, (*self._tests(trained, public, own), *own))
         _require_names(deal)
         _require_apart(deal)

@@ -95,12 +95,20 @@ class SitesSection(Section):
     minimum: int = Field(default=20, ge=1, description="fewest images of a site")
     shots: int = Field(default=0, ge=0, description="images of each class before dealing, a seeded sample; 0 takes all")
     most_images: int = Field(default=0, ge=0, description="of a site, a seeded sample; 0 takes all")
+    trains_over: Literal["all", "own"] = Field(
+        default="all", description="the classes a site decides among in training: all that are trained, or its own"
+    )
 
     @model_validator(mode="after")
     def _counts_where_chosen(self) -> Self:
         chosen = self.rule in ("class-blocks", "dirichlet", "patient")
         if chosen != bool(self.counts):
             raise ValueError(f"rule {self.rule} {'needs counts' if chosen else 'takes no counts: the data decide'}")
+        if self.trains_over == "own" and self.rule != "class-blocks":
+            raise ValueError(
+                'trains_over "own" needs rule class-blocks: elsewhere the classes of a site follow from its records, '
+                "and what depends on one record must not change the loss of others"
+            )
         if any(count < 3 for count in self.counts):
             raise ValueError("a secure sum needs at least three sites")
         return self

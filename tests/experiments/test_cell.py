@@ -4,19 +4,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedmvp.errors import UserError
-from fedmvp.experiments.cell import Bench
+from fedmvp.experiments.cell import Bench, Prepared
 from fedmvp.experiments.cell_policy import cell_policy
+from fedmvp.experiments.feature_table import labels_of
 from fedmvp.experiments.federation import PlainSums, run_federation
 from fedmvp.experiments.results import Cell, Measurement
 from fedmvp.experiments.study import Study
 from fedmvp.experiments.sweep import CellPlan, plan_cells
+from fedmvp.model.parameters import get_vector
 from fedmvp.study.policy import StudyPolicy
 from privacy.errors import PrivacyRefused
 from privacy.ledger import Ledger
 from secure_agg.messages import PublishedSum
-from tests.experiments.tiny_study import UNREPEATABLE, make_study, study_values, write_images
+from tests.experiments.tiny_study import ATTRIBUTES, COLOURS, UNREPEATABLE, make_study, study_values, write_images
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,44 @@ def test_the_other_settings_report_what_they_promise(changes: dict[str, Any], fo
     else:
         own = [values["accuracy", part.name] for part in bench.deal(4, 0).sites]
         assert values["score", ""] == pytest.approx(sum(own) / len(own))
+
+
+@pytest.mark.parametrize("trains_over", ["all", "own"])
+def test_a_site_trains_among_the_classes_that_the_study_says(trains_over: str, folder: Path) -> None:
+    names = [f"{colour} {style}" for style in ("plain", "dark") for colour in COLOURS][:6]
+    rows = ["image,label", *(f"{path},{name}" for name in names for path in _images_of(name, folder))]
+    (folder / "six.csv").write_text("\n".join(rows))
+    described = "".join(f'\n[[classes]]\nname = "{name}"\nattributes = ["{name} squares"]\n' for name in names)
+    (folder / "six.toml").write_text(ATTRIBUTES + described)
+    study = make_study(
+        folder,
+        data={"folder": "six.csv", "layout": "manifest", "classes": names, "attributes": str(folder / "six.toml")},
+        setting={"kind": "personalised", "sources": [], "targets": []},
+        sites={"rule": "class-blocks", "counts": [3], "minimum": 5, "trains_over": trains_over},
+        methods=[{"name": "linear-probe"}],
+        privacy={"modes": ["non-private"]},
+    )
+    bench = bench_of(study, folder)
+    (plan,) = plan_cells(study, bench.material.site_counts)
+    deal = bench.deal(3, 0)
+    prepared = Prepared(plan.method, deal, bench.tower, bench.table)
+    for site, part in enumerate(deal.sites):
+        expected = tuple(names[2 * site : 2 * site + 2]) if trains_over == "own" else tuple(names)
+        assert part.candidates.names == expected
+        told = [part.candidates.names[record.labels[0]] for record in part.images.records]
+        assert all(
+            record.path in _images_of(name, folder) for record, name in zip(part.images.records, told, strict=True)
+        )
+        model = prepared.models[site]
+        loss = model.loss_per_sample(prepared.features[site].tensors, labels_of(part.images), prepared.objective)
+        (pulled,) = torch.autograd.grad(loss.sum(), [model.get_parameter("probe.layer.weight")])
+        assert {name for name, row in zip(names, pulled, strict=True) if row.any()} == set(expected)
+    assert final(bench.run(plan))["parameters", ""] == get_vector(prepared.models[0]).size
+
+
+def _images_of(name: str, folder: Path) -> list[Path]:
+    colour, style = name.split()
+    return sorted((folder / "squares" / style / colour).glob("*.png"))
 
 
 def test_several_labels_an_image_are_measured_by_average_precision(folder: Path) -> None:

@@ -179,6 +179,20 @@ def test_sites_that_the_results_could_not_tell_apart_are_refused(names: tuple[st
     assert "rename the site" in str(raised.value.remedy)
 
 
+def test_with_several_labels_an_image_no_site_trains_among_its_own_classes(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    images = sorted((tmp_path / "squares").rglob("*.png"))
+    lines = ["image,labels", *(f"{path},{path.parent.name}|red" for path in images)]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    data = {"folder": "table.csv", "layout": "manifest", "classes": list(COLOURS)}
+    setting = {"kind": "personalised", "sources": [], "targets": []}
+    with pytest.raises(UserError, match="several labels") as raised:
+        opened(
+            tmp_path, data=data, setting=setting, sites={"rule": "class-blocks", "counts": [3], "trains_over": "own"}
+        )
+    assert "all" in str(raised.value.remedy)
+
+
 def test_sites_that_differ_by_more_than_domain_are_measured_on_what_they_held_out(tmp_path: Path) -> None:
     write_images(tmp_path)
     rows = ["image,label,site,split"]

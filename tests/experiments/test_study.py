@@ -54,6 +54,7 @@ def test_a_missing_study_is_one_message(tmp_path: Path) -> None:
         ("sites", {"rule": "dirichlet"}, "needs counts"),
         ("sites", {"rule": "dirichlet", "counts": [2]}, "three sites"),
         ("sites", {"rule": "class-blocks", "counts": [3]}, "class blocks"),
+        ("sites", {"trains_over": "own"}, "needs rule class-blocks"),
         ("privacy", {"epsilons": []}, "need epsilons"),
         ("methods", [{"name": "promptfl"}, {"name": "promptfl"}], "one name"),
     ],

@@ -79,6 +79,8 @@ def _ours(engine: PerSampleEngine, noise: Noise) -> Way:
 @contextlib.contextmanager
 def functorch(trained: Trained) -> Iterator[Step]:
     """Functorch: vmap of grad over the whole model, clipped by the same optimizer."""
+    if trained.model.probe is not None:
+        raise ValueError("this way reaches what forward reads, and a probe is read by the loss")
     optimizer = NoisyOptimizer(_sgd(trained), PARAMETERS, no_noise)
     names = [name for name, parameter in trained.model.named_parameters() if parameter.requires_grad]
 

@@ -8,9 +8,21 @@ released until an operator has looked. A :class:`PrivacyRefused` means that the 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PrivacyError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose; the same after a journey between processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions are made anew from their message alone, which not every one here takes."""
+        return _made_anew, (type(self), self.args, self.__dict__)
+
+
+def _made_anew(kind: type[PrivacyError], message: tuple[Any, ...], state: dict[str, Any]) -> PrivacyError:
+    error = kind.__new__(kind, *message)
+    error.__dict__.update(state)
+    return error
 
 
 class PrivacyRefused(PrivacyError):

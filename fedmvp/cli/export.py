@@ -92,6 +92,7 @@ def export_prompts(prompts_file: Path, folder: Path, *, checkpoint: Path | None,
 
 def _describe(prompts: Prompts, model: PromptedModel) -> dict[str, Any]:
     section, backbone, size = prompts.policy.model, model.backbone, model.backbone.image_size
+    trained = "the prompts and the probe" if section.probe_gain else "the prompts"
     named = f"{section.backbone} ({section.pretrained})" if section.pretrained else section.backbone
     return {
         "format": FORMAT,
@@ -101,7 +102,7 @@ def _describe(prompts: Prompts, model: PromptedModel) -> dict[str, Any]:
         "run_id": prompts.policy.study.run_id,
         "round": prompts.round,
         "policy_sha256": hashlib.sha256(prompts.policy.document).hexdigest(),
-        "contains": f"the frozen vision tower of {named}, under its publisher's licence, the prompts after round "
+        "contains": f"the frozen vision tower of {named}, under its publisher's licence, {trained} after round "
         f"{prompts.round} and {len(model.bank.class_names)} classes; no text tower, no image, no key",
         "backbone": {"name": section.backbone, "pretrained": section.pretrained, "state_sha256": backbone.state_hash()},
         "classes": list(model.bank.class_names),

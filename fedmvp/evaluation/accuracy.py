@@ -73,7 +73,7 @@ def accuracy_of(logits: Tensor, labels: Tensor) -> Accuracy:
 
 def zero_shot_logits(model: PromptedModel, features: FrozenFeatures) -> Tensor:
     """Return class logits (n, n_classes) of the frozen features: CLIP with the attribute sentences, no prompts."""
-    return Predictor(model).logits(features.tensors["zero_shot"].to(model.backbone.device))
+    return Predictor(model, tuned=False).logits(features.tensors["zero_shot"].to(model.backbone.device))
 
 
 def prompted_logits(
@@ -94,7 +94,7 @@ def prompted_logits(
 def zero_shot_accuracy(model: PromptedModel, features: FrozenFeatures, labels: Tensor) -> Accuracy:
     """Return the accuracy before any tuning: the floor at epsilon 0."""
     zero_shot = features.tensors["zero_shot"].to(model.backbone.device)
-    return _accuracy_of_classes(Predictor(model).rank(zero_shot, 1).classes, labels)
+    return _accuracy_of_classes(Predictor(model, tuned=False).rank(zero_shot, 1).classes, labels)
 
 
 def prompted_accuracy(

@@ -38,7 +38,7 @@ from fedmvp.study.policy import StudyPolicy
 from fedmvp.training.from_policy import local_training_of
 from fedmvp.training.local import LocalTrainer
 from fedmvp.training.methods import method_trainer
-from privacy.errors import PrivacyError
+from privacy.errors import BudgetExceeded
 from privacy.ledger import Ledger
 from privacy.seeded import SeededRandomness
 
@@ -98,7 +98,7 @@ class Bench:
         history = _History(prepared, kind, policy.study.rounds)
         try:
             outcome = self.federate(plan, policy, prepared, history)
-        except PrivacyError as error:
+        except BudgetExceeded as error:
             raise UserError(
                 f"{plan.cell.name}: {error}",
                 remedy="report this: noise is chosen so that every round fits",

@@ -309,15 +309,17 @@ def count_units(images: ImageCollection, unit: str) -> int:
 
 
 def _require_names(deal: Deal) -> None:
-    """Refuse sites that results could not tell apart, from each other or from what else is measured."""
-    taken = {test.group for test in deal.tests}
-    for part in deal.sites:
-        if part.name in taken:
+    """Refuse what results could not tell apart: sites and test sets of one name."""
+    names = [*(test.group for test in deal.tests if not test.site), *(part.name for part in deal.sites)]
+    taken = {"local"}
+    for name in names:
+        if name in taken:
             raise UserError(
-                f"two parts of the results would be called '{part.name}': a site, and another site or a test set",
-                remedy="rename the site in the data; names are compared in lower case, with hyphens for other signs",
+                f"two parts of the results would be called '{name}'",
+                remedy="rename the site, domain or folder in the data; of a site's name the first 50 signs count, in "
+                "lower case, with hyphens for signs that are no letters",
             )
-        taken.add(part.name)
+        taken.add(name)
 
 
 def _require_apart(deal: Deal) -> None:

@@ -41,10 +41,12 @@ class Predictor:
     Args:
         model: the prompted model; not changed.
         working_bytes: what the logits of a part of the classes may take, at least 1.
+        tuned: classes by the trained probe too, where the model has one; else by the sentences alone.
     """
 
-    def __init__(self, model: PromptedModel, *, working_bytes: int = WORKING_BYTES) -> None:
+    def __init__(self, model: PromptedModel, *, working_bytes: int = WORKING_BYTES, tuned: bool = True) -> None:
         self._model = model
+        self._tuned = tuned
         self._working_bytes = working_bytes
         self._copies: list[Tensor] = []
         self._shared: KeysAndValues | None = None
@@ -102,7 +104,7 @@ class Predictor:
         at_once = max(_FEWEST_CLASSES, self._working_bytes // (4 * max(1, len(feature))))
         first = 0
         while first < len(model.bank.classifier):
-            yield first, model.some_logits(feature, first, at_once)
+            yield first, model.some_logits(feature, first, at_once, tuned=self._tuned)
             first += at_once
 
     def _fresh(self) -> KeysAndValues:

@@ -164,10 +164,17 @@ class PromptedModel(nn.Module):
         logits = self.logit_scale * feature @ self.bank.classifier.T
         return logits if self.probe is None else logits + self.config.probe_gain * self.probe(feature)
 
-    def some_logits(self, feature: Tensor, first: int, count: int) -> Tensor:
-        """Return the logits (b, count) of the classes from a position on, in no more memory than they take."""
+    def some_logits(self, feature: Tensor, first: int, count: int, *, tuned: bool = True) -> Tensor:
+        """Return the logits (b, count) of the classes from a position on, in no more memory than they take.
+
+        Args:
+            feature: normalised image features (b, joint_width).
+            first: position of the first class.
+            count: of classes; fewer come where the list ends.
+            tuned: with the probe; else what the sentences alone say.
+        """
         logits = self.logit_scale * feature @ self.bank.classifier[first : first + count].T
-        if self.probe is not None:
+        if tuned and self.probe is not None:
             logits = logits + self.config.probe_gain * self.probe.part(feature, first, count)
         return logits
 

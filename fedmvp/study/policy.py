@@ -307,7 +307,9 @@ class StudyPolicy(Section):
         """Yield what a site agrees to by joining, as (name, value) for people."""
         yield "run", f"{self.study.run_id}: {self.study.title}"
         yield "rounds", f"{self.study.rounds} of {self.training.local_steps} steps"
-        yield "model", f"{self.model.backbone} ({self.model.pretrained or 'local checkpoint'}), {self.model.variant}"
+        probe = ", with a probe" if self.model.probe_gain else ""
+        weights = self.model.pretrained or "local checkpoint"
+        yield "model", f"{self.model.backbone} ({weights}), {self.model.variant}{probe}"
         yield (
             "classes",
             f"{len(self.task.classes)}: {', '.join(self.task.class_names[:6])}"

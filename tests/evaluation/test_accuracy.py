@@ -47,14 +47,16 @@ def test_before_training_the_prompted_accuracy_is_the_zero_shot_accuracy() -> No
     torch.testing.assert_close(prompted_logits(model, features, batch_size=7), zero_shot_logits(model, features))
 
 
-def test_parameters_that_are_given_are_the_ones_that_are_measured() -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("probe_gain", [0.0, 4.0])
+def test_parameters_that_are_given_are_the_ones_that_are_measured(probe_gain: float) -> None:
+    model = tiny_model(probe_gain=probe_gain)
     features = extract_features(model, random_images(30))
     start = get_vector(model)
     disturb(model)
     moved = get_vector(model)
     tuned = prompted_logits(model, features, parameters=moved)
     assert not torch.allclose(tuned, zero_shot_logits(model, features), atol=1e-3)
+    assert zero_shot_accuracy(model, features, LABELS) == zero_shot_accuracy(tiny_model(), features, LABELS)
     back = prompted_logits(model, features, parameters=start)
     torch.testing.assert_close(back, zero_shot_logits(model, features))
     assert not prompted_logits(model, features).requires_grad

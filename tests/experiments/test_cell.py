@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmvp.errors import UserError
+from fedmvp.errors import ExitCode, UserError
 from fedmvp.experiments.cell import Bench, Prepared
 from fedmvp.experiments.cell_policy import cell_policy
 from fedmvp.experiments.feature_table import labels_of
@@ -16,7 +16,7 @@ from fedmvp.experiments.study import Study
 from fedmvp.experiments.sweep import CellPlan, plan_cells
 from fedmvp.model.parameters import get_vector
 from fedmvp.study.policy import StudyPolicy
-from privacy.errors import PrivacyRefused
+from privacy.errors import BudgetExceeded, LedgerWriteFailed
 from privacy.ledger import Ledger
 from secure_agg.messages import PublishedSum
 from tests.experiments.tiny_study import ATTRIBUTES, COLOURS, UNREPEATABLE, make_study, study_values, write_images
@@ -282,14 +282,20 @@ def policy_of(folder: Path) -> StudyPolicy:
 def test_a_budget_that_is_spent_too_early_is_told_as_the_cells(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(folder)
     bench = bench_of(study, folder)
-
-    def spent(*_: object) -> None:
-        raise PrivacyRefused("nothing is left")
-
-    monkeypatch.setattr(bench, "federate", spent)
     plan = next(plan for plan in plans_of(study, bench).values() if plan.trains)
-    with pytest.raises(UserError, match=f"{plan.cell.name}: nothing is left"):
+
+    def run_into(error: Exception) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(bench, "federate", fail)
         bench.run(plan)
+
+    with pytest.raises(UserError, match=f"{plan.cell.name}: the next release") as raised:
+        run_into(BudgetExceeded(9.0, 8.0, "terms"))
+    assert raised.value.exit_code is ExitCode.BUDGET
+    with pytest.raises(LedgerWriteFailed, match="make room"):  # with its own remedy, and no word of the noise
+        run_into(LedgerWriteFailed("no space left", remedy="make room"))
 
 
 @pytest.mark.parametrize("after", [0, 1])

@@ -179,6 +179,11 @@ def test_sites_that_the_results_could_not_tell_apart_are_refused(names: tuple[st
     assert "rename the site" in str(raised.value.remedy)
 
 
+def test_a_target_that_is_listed_twice_would_count_once_and_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="called 'framed'"):
+        opened(tmp_path, setting={"targets": ["framed", "framed"]}).deal(3, 0)
+
+
 def test_with_several_labels_an_image_no_site_trains_among_its_own_classes(tmp_path: Path) -> None:
     write_images(tmp_path)
     images = sorted((tmp_path / "squares").rglob("*.png"))

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fedmvp.errors import UserError
+from fedmvp.model import inference
 from fedmvp.model.export import export_model, run_program
 from fedmvp.model.inference import Predictor
+from fedmvp.model.loading import BackboneSpec, load_backbone
 from fedmvp.model.parameters import dimension
 from fedmvp.model.probe import CandidateProbe, synthetic_centre
 from fedmvp.model.prompted import PromptedModel
@@ -65,17 +67,29 @@ def test_the_loss_pulls_at_the_probe_and_at_the_prompts() -> None:
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
-def test_inference_and_an_exported_program_hold_the_probe() -> None:
+def test_inference_and_an_exported_program_hold_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = trained_model(), random_images(3)
-    predictor = Predictor(model, working_bytes=1)
+    monkeypatch.setattr(inference, "_FEWEST_CLASSES", 2)
+    predictor = Predictor(model, working_bytes=1)  # three classes in two parts
     features = predictor.read(images)
     with torch.no_grad():
         expected = model.logits(model(features))
         without = model.logit_scale * model(features) @ model.bank.classifier.T
     torch.testing.assert_close(predictor.logits(predictor.feature(features)), expected, atol=1e-4, rtol=1e-4)
+    likeliest = predictor.rank(predictor.feature(features), 3)
+    torch.testing.assert_close(likeliest.classes, expected.argsort(dim=1, descending=True))
+    sentences = Predictor(model, tuned=False)
+    torch.testing.assert_close(sentences.logits(sentences.feature(features)), without, atol=1e-4, rtol=1e-4)
     exported = export_model(model)
     torch.testing.assert_close(run_program(exported.program, exported.tensors, images), expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(expected, without, atol=1e-2)
+
+
+def test_the_centre_stays_what_it_was() -> None:
+    """Every party computes it anew, and probes that were trained around another would answer otherwise."""
+    centre = synthetic_centre(load_backbone(BackboneSpec("fedmvp-tiny", "embedded", "", None)))
+    expected = torch.tensor([-0.0270, -0.1159, 0.1028, -0.0779, -0.0651, 0.0190])
+    torch.testing.assert_close(centre[:6], expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("gain", [-1.0, float("nan"), float("inf")])

@@ -67,8 +67,12 @@ def _with_probe(policy: StudyPolicy) -> StudyPolicy:
     return policy.model_copy(update={"model": policy.model.model_copy(update={"probe_gain": 4.0})})
 
 
-def test_from_policy_to_a_tuned_model_with_its_accuracy(policy: StudyPolicy, weights: Path, tmp_path: Path) -> None:
-    section = policy.model.model_copy(update={"n_prompts": 8, "n_heads": 2, "bottleneck_width": 8})
+@pytest.mark.parametrize("probe_gain", [0.0, 4.0])
+def test_from_policy_to_a_tuned_model_with_its_accuracy(
+    probe_gain: float, policy: StudyPolicy, weights: Path, tmp_path: Path
+) -> None:
+    changes = {"n_prompts": 8, "n_heads": 2, "bottleneck_width": 8, "probe_gain": probe_gain}
+    section = policy.model.model_copy(update=changes)
     policy = policy.model_copy(update={"model": section})
     model = build_prompted_model(policy, checkpoint=weights, cache_dir=tmp_path / "cache")
     images, labels = random_images(40), torch.arange(40) % len(policy.task.classes)

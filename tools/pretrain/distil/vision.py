@@ -26,7 +26,7 @@ from tools.pretrain.distil.choices import judge
 from tools.pretrain.distil.guides import CHANNELS
 from tools.pretrain.distil.sources import load_sources
 from tools.pretrain.distil.state import Training
-from tools.pretrain.distil.tower import LAYERS, begin_with, build, see
+from tools.pretrain.distil.tower import LAYERS, begin_with, build, layers_of, see
 from tools.pretrain.train import make_optimizers
 
 PATCH_DROPOUT = ((0.0, 0.5), (0.7, 0.25), (0.92, 0.0))
@@ -38,7 +38,8 @@ def train(arguments: argparse.Namespace) -> None:
     """The whole training, or the rest of one; saves all that is needed to go on every few minutes."""
     torch.manual_seed(arguments.seed)
     sources, bank = load_sources(arguments.corpus, frozenset(arguments.without))
-    model = build(arguments.layers)
+    started = torch.load(arguments.out, weights_only=True)["model"] if arguments.out.exists() else None
+    model = build(arguments.layers if started is None else layers_of(started))
     average = copy.deepcopy(model).requires_grad_(False)
     guide = torch.nn.Linear(int(model.conv1.out_channels), sum(CHANNELS.values()))  # type: ignore[union-attr, arg-type]
     training = Training(

@@ -66,7 +66,9 @@ LIGHT = Theme(
     "#e4e8ee",
     "#ffffff",
     {
+        "fedmvp": "#0060b0",
         "fedmvp-narrow": "#0060b0",
+        "fedmvp-probe": "#6a1fc2",
         "fedmvp-full": "#3aa3e3",
         "fedmvp-lora": "#3b2f8f",
         "promptfl": "#d55e00",
@@ -74,8 +76,9 @@ LIGHT = Theme(
         "fedclip": "#008f69",
         "fedtpg": "#c2559b",
         "linear-probe": "#1c1c1c",
+        "task-residual": "#8c564b",
     },
-    ("#8c564b", "#6b7f2a", "#a00000", "#7f7f7f"),
+    ("#6b7f2a", "#a00000", "#7f7f7f"),
 )
 DARK = Theme(
     "#e6eaf0",
@@ -83,7 +86,9 @@ DARK = Theme(
     "#2b3340",
     "#141a22",
     {
+        "fedmvp": "#4da3ff",
         "fedmvp-narrow": "#4da3ff",
+        "fedmvp-probe": "#c79bff",
         "fedmvp-full": "#a5dcff",
         "fedmvp-lora": "#9d92ff",
         "promptfl": "#ff8b4a",
@@ -91,14 +96,17 @@ DARK = Theme(
         "fedclip": "#35cfa0",
         "fedtpg": "#f19fd0",
         "linear-probe": "#f4f4f4",
+        "task-residual": "#d4a59a",
     },
-    ("#d4a59a", "#b9cf6a", "#ff7f7f", "#b8b8b8"),
+    ("#b9cf6a", "#ff7f7f", "#b8b8b8"),
 )
 """Both after Okabe and Ito (2008), whose colours are told apart with every common kind of colour vision, darkened and
 lightened for their papers."""
 
 _MARKERS = {
+    "fedmvp": "o",
     "fedmvp-narrow": "o",
+    "fedmvp-probe": "h",
     "fedmvp-full": "s",
     "fedmvp-lora": "D",
     "promptfl": "^",
@@ -106,8 +114,9 @@ _MARKERS = {
     "fedclip": "P",
     "fedtpg": "X",
     "linear-probe": "*",
+    "task-residual": "p",
 }
-_SPARE_MARKERS = ("<", ">", "p", "h")
+_SPARE_MARKERS = ("<", ">", "d")
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def test_no_two_methods_of_a_figure_share_a_mark_or_a_colour() -> None:
     entries = [Entry(name) for name in (*LIGHT.methods, "own-a", "own-b", "own-c", "own-d")]
     for theme in (LIGHT, DARK):
         found = looks(theme, entries)
-        assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 12
+        assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 15
         assert looks(theme, entries[2:])[entries[2]].colour == found[entries[2]].colour
 
 

@@ -67,7 +67,7 @@ LIGHT = Theme(
     "#ffffff",
     {
         "fedmvp": "#0060b0",
-        "fedmvp-narrow": "#0060b0",
+        "fedmvp-narrow": "#5b8fd0",
         "fedmvp-probe": "#6a1fc2",
         "fedmvp-full": "#3aa3e3",
         "fedmvp-lora": "#3b2f8f",
@@ -78,7 +78,7 @@ LIGHT = Theme(
         "linear-probe": "#1c1c1c",
         "task-residual": "#8c564b",
     },
-    ("#6b7f2a", "#a00000", "#7f7f7f"),
+    ("#6b7f2a", "#a00000", "#7f7f7f", "#2f5d62"),
 )
 DARK = Theme(
     "#e6eaf0",
@@ -87,7 +87,7 @@ DARK = Theme(
     "#141a22",
     {
         "fedmvp": "#4da3ff",
-        "fedmvp-narrow": "#4da3ff",
+        "fedmvp-narrow": "#7fb4e0",
         "fedmvp-probe": "#c79bff",
         "fedmvp-full": "#a5dcff",
         "fedmvp-lora": "#9d92ff",
@@ -98,14 +98,14 @@ DARK = Theme(
         "linear-probe": "#f4f4f4",
         "task-residual": "#d4a59a",
     },
-    ("#b9cf6a", "#ff7f7f", "#b8b8b8"),
+    ("#b9cf6a", "#ff7f7f", "#b8b8b8", "#7fd0d8"),
 )
 """Both after Okabe and Ito (2008), whose colours are told apart with every common kind of colour vision, darkened and
 lightened for their papers."""
 
 _MARKERS = {
     "fedmvp": "o",
-    "fedmvp-narrow": "o",
+    "fedmvp-narrow": "8",
     "fedmvp-probe": "h",
     "fedmvp-full": "s",
     "fedmvp-lora": "D",
@@ -116,7 +116,7 @@ _MARKERS = {
     "linear-probe": "*",
     "task-residual": "p",
 }
-_SPARE_MARKERS = ("<", ">", "d")
+_SPARE_MARKERS = ("<", ">", "d", "H")
 
 
 @dataclass(frozen=True)

@@ -314,7 +314,8 @@ def _placed(study: Study) -> Study:
         path = Path(section.attributes)
         return section.model_copy(update={"attributes": str(path.absolute())}) if path.is_file() else section
 
-    return study.model_copy(update={"data": placed(study.data), "others": tuple(map(placed, study.others))})
+    further = {name: tuple(map(placed, getattr(study, name))) for name in ("joint", "others")}
+    return study.model_copy(update={"data": placed(study.data), **further})
 
 
 def _ray() -> Any:

@@ -44,13 +44,16 @@ def study_facts(study: Study, material: Material, planned: Sequence[str]) -> dic
         "score": _score_name(study, material),
         "sources": list(study.setting.sources),
         "targets": [test.group for test in deal.tests if not test.site],
-        "classes": list(material.data.classes.names),
+        "classes": [name for opened in material.trained_data for name in opened.classes.names],
         "delta": study.privacy.delta,
         "unit": study.privacy.unit,
         "neighboring_relation": "add-or-remove-one",
         "accountant": _accountants(study),
         "tower": {"name": study.tower.name, "data": list(_seen(study) or ())},
-        "data": {"name": material.data.name, "images": len(material.data.collection)},
+        "data": {
+            "name": " + ".join(opened.name for opened in material.trained_data),
+            "images": sum(len(opened.collection) for opened in material.trained_data),
+        },
         "sites": _sites(deal),
         "rule": deal.rule,
         "settings_from": f"{study.settings_from.kind}: {study.settings_from.note}",
@@ -68,7 +71,7 @@ def require_unseen(study: Study) -> None:
         UserError: as the summary says.
     """
     seen = _seen(study) or ()
-    for section in (study.data, *study.others):
+    for section in (study.data, *study.joint, *study.others):
         if section.preset and section.preset in seen:
             raise UserError(
                 f"tower {study.tower.name} was made with {section.preset}, which this study measures on",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -111,12 +111,21 @@ class Material:
     def __init__(self, study: Study, root: Path | None, scratch: Path) -> None:
         self._study = study
         self.data = open_section(study.data, root, scratch)
+        self.joint = tuple(open_section(section, root, scratch) for section in study.joint)
         self.others = tuple(open_section(section, root, scratch) for section in study.others)
-        names = [other.name for other in self.others]
-        if len(set(names)) != len(names):
-            raise UserError("two of [[others]] have one name", remedy="put them into folders of different names")
+        for further in (self.others, self.trained_data):
+            names = [opened.name for opened in further]
+            if len(set(names)) != len(names):
+                raise UserError(
+                    "two data sets of [[others]], or of [data] and [[joint]], have one name",
+                    remedy="put them into folders of different names",
+                )
+        if self.joint:
+            self.data, *joint = map(_named_apart, self.trained_data)
+            self.joint = tuple(joint)
         self._checkpoint = study.tower.checkpoint_below(root)
-        require_sound(self.data.collection)
+        for opened in self.trained_data:
+            require_sound(opened.collection)
         if self.data.collection.multi_label and study.sites.trains_over == "own":
             raise UserError(
                 '[sites] trains_over is "own", and images have several labels: each label is decided by itself',
@@ -129,11 +138,16 @@ class Material:
                 remedy="choose another rule, or more domains",
             )
 
+    @property
+    def trained_data(self) -> tuple[OpenedData, ...]:
+        """The data sets that sites hold: [data], and [[joint]]."""
+        return (self.data, *self.joint)
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of what the files say: images with labels and owners, sentences, the tower's own weights file."""
         facts = hashlib.sha256(__version__.encode())
-        for opened in (self.data, *self.others):
+        for opened in (*self.trained_data, *self.others):
             facts.update(repr(opened.classes).encode())
             for record in opened.collection.records:
                 place = record.path.relative_to(opened.collection.source.parent).as_posix()
@@ -154,24 +168,39 @@ class Material:
         Raises:
             UserError: the rule cannot be applied, or a site could not train.
         """
-        study, collection = self._study, self.data.collection
-        pool, public = self._pool(collection)
+        if not self.joint:
+            deal = self._deal(self.data, self._study.setting.base, count, seed)
+        else:
+            bases = (self._study.setting.base, *(section.base for section in self._study.joint))
+            deal = _together(
+                [self._deal(opened, base, 0, seed) for opened, base in zip(self.trained_data, bases, strict=True)]
+            )
+        _require_names(deal)
+        _require_apart(deal)
+        self._require_units(deal)
+        return deal
+
+    def _deal(self, opened: OpenedData, base: int, count: int, seed: int) -> Deal:
+        """Deal one data set."""
+        study = self._study
+        prefix = f"{opened.name}-" if self.joint else ""
+        pool, public = self._pool(opened.collection, base)
         pool = _few_of_each_class(pool, study.sites.shots, np.random.default_rng((seed, 2)))
         partition = self._partition(pool, count, seed)
         require_usable(partition, pool, minimum_records=study.sites.minimum)
         generator = np.random.default_rng((seed, 1))
-        trained = self.data.classes.subset(pool.classes)
+        trained = opened.classes.subset(pool.classes)
         sites: list[SitePart] = []
         own: list[TestSet] = []
         for number, share in enumerate(partition.shares, start=1):
-            name = _site_name(share.name, number)
+            name = _site_name(prefix + share.name, number)
             held = pool.take(share.indices)
             candidates = trained.subset(tuple(pool.classes[label] for label in share.classes))
             if public is None or study.sites.rule in _OWN_TEST:
                 held, kept = _hold_out(held, study.setting.held_out, generator)
                 if not len(kept):
                     raise UserError(
-                        f"{collection.source}: {name} has images of one patient alone, and none can be held out",
+                        f"{opened.collection.source}: {name} has images of one patient alone, and none can be held out",
                         remedy="ask for fewer sites, or leave the site out",
                     )
             else:
@@ -180,11 +209,10 @@ class Material:
             among = candidates if study.sites.trains_over == "own" else trained
             held = _sampled(held, study.sites.most_images, generator).of_classes(among.names)
             sites.append(SitePart(name, held, among))
-        deal = Deal(partition.rule, tuple(sites), trained, (*self._tests(trained, public, own), *own))
-        _require_names(deal)
-        _require_apart(deal)
-        self._require_units(deal)
-        return deal
+        named = self._tests(opened, base, trained, public, own)
+        if self.joint:
+            named = tuple(replace(test, group=f"{opened.name} {test.group}") for test in named)
+        return Deal(partition.rule, tuple(sites), trained, (*named, *own))
 
     def _require_units(self, deal: Deal) -> None:
         """Refuse what a site of the product refuses: a delta too large for its records, patients that nobody names."""
@@ -200,16 +228,16 @@ class Material:
                     remedy=f"set it to {largest_delta(units):.0e} or below",
                 )
 
-    def _pool(self, collection: ImageCollection) -> tuple[ImageCollection, ImageCollection | None]:
+    def _pool(self, collection: ImageCollection, base: int) -> tuple[ImageCollection, ImageCollection | None]:
         """What is dealt, and the test part of the same classes and domains where the data have one."""
         setting = self._study.setting
         if setting.kind == "base-to-new":
-            if not 2 <= setting.base < len(collection.classes):
+            if not 2 <= base < len(collection.classes):
                 raise UserError(
-                    f"[setting] base is {setting.base}; the data have {len(collection.classes)} classes",
+                    f"{collection.source}: base is {base}; the data have {len(collection.classes)} classes",
                     remedy="leave at least one class that nobody trains",
                 )
-            collection = collection.of_classes(collection.classes[: setting.base])
+            collection = collection.of_classes(collection.classes[:base])
         if setting.kind == "domains":
             collection = collection.only(domains=setting.sources)
         splits = {record.split for record in collection.records}
@@ -221,6 +249,8 @@ class Material:
         sites = self._study.sites
         match sites.rule:
             case "class-blocks":
+                if sites.classes_per_site:
+                    return by_class_blocks(pool, classes_per_site=sites.classes_per_site)
                 return by_class_blocks(pool, n_sites=count)
             case "dirichlet":
                 return by_dirichlet(pool, n_sites=count, alpha=sites.alpha, seed=seed, minimum_records=sites.minimum)
@@ -231,8 +261,15 @@ class Material:
             case "site":
                 return by_site(pool)
 
-    def _tests(self, trained: ClassSet, public: ImageCollection | None, own: Sequence[TestSet]) -> tuple[TestSet, ...]:
-        setting, whole = self._study.setting, self.data.collection
+    def _tests(
+        self,
+        opened: OpenedData,
+        base: int,
+        trained: ClassSet,
+        public: ImageCollection | None,
+        own: Sequence[TestSet],
+    ) -> tuple[TestSet, ...]:
+        setting, whole = self._study.setting, opened.collection
         if setting.kind in ("domains", "cross-dataset"):
             targets = [
                 TestSet(name, "", self._limited(whole.only(domains=[name])), trained) for name in setting.targets
@@ -245,13 +282,13 @@ class Material:
         everything = public if public is not None else _joined([item.images for item in own], trained.names)
         if setting.kind == "personalised":
             return (TestSet("all", "", self._limited(everything), trained),)
-        unseen = whole.of_classes(whole.classes[setting.base :])
+        unseen = whole.of_classes(whole.classes[base:])
         new = _tested(unseen)
         together = _tested(whole) if whole.multi_label else _joined([everything, new], whole.classes)
         return (
             TestSet("base", "", self._limited(everything), trained),
-            TestSet("new", "", self._limited(new), self.data.classes.subset(unseen.classes)),
-            TestSet("seen and unseen", "", self._limited(together), self.data.classes),
+            TestSet("new", "", self._limited(new), opened.classes.subset(unseen.classes)),
+            TestSet("seen and unseen", "", self._limited(together), opened.classes),
         )
 
     def _limited(self, images: ImageCollection) -> ImageCollection:
@@ -289,6 +326,27 @@ def open_section(section: DataSection, root: Path | None, scratch: Path) -> Open
     task = Task(tuple(TaskClass(item.name, item.attributes) for item in described), section.template or texts[1])
     return OpenedData(
         section.preset or Path(section.folder).name, collection, ClassSet(task, section.plain_template or texts[2])
+    )
+
+
+def _named_apart(opened: OpenedData) -> OpenedData:
+    """A data set whose classes no other's can be taken for; sentences call them what they did."""
+    classes = opened.classes
+    apart = tuple(replace(item, name=f"{opened.name}: {item.name}", spoken=item.word) for item in classes.task.classes)
+    collection = replace(opened.collection, classes=tuple(item.name for item in apart))
+    return OpenedData(opened.name, collection, replace(classes, task=replace(classes.task, classes=apart)))
+
+
+def _together(deals: Sequence[Deal]) -> Deal:
+    """Several data sets in one federation; each site trains on the sentences of its own."""
+    trained = deals[0].trained
+    every = tuple(item for deal in deals for item in deal.trained.task.classes)
+    tests = [test for deal in deals for test in deal.tests]
+    return Deal(
+        f"{len(deals)} data sets, {deals[0].rule} each",
+        tuple(part for deal in deals for part in deal.sites),
+        replace(trained, task=replace(trained.task, classes=every)),
+        (*(test for test in tests if not test.site), *(test for test in tests if test.site)),
     )
 
 

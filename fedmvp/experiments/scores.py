@@ -75,8 +75,14 @@ def measure_all(
     if kind in ("domains", "cross-dataset"):
         score = sum(named.values()) / len(named)
     elif kind == "base-to-new":
-        rows.append(Measurement(rows[0].metric, local, "local", round_number))
-        score = harmonic_mean([local, named["base"], named["new"]])
+        means = {"local": local}
+        for part in ("base", "new"):
+            values = [value for group, value in named.items() if group == part or group.endswith(f" {part}")]
+            means[part] = sum(values) / len(values)
+        rows += [
+            Measurement(rows[0].metric, mean, part, round_number) for part, mean in means.items() if part not in named
+        ]
+        score = harmonic_mean(list(means.values()))
     else:
         score = local
     return [*rows, Measurement(SCORE, score, "", round_number)]

@@ -63,6 +63,12 @@ class DataSection(Section):
         return self
 
 
+class JointSection(DataSection):
+    """[[joint]]: a further data set that is trained and measured with the one of [data], as the paper does."""
+
+    base: int = Field(ge=2, description="how many of its classes, from the first, are trained")
+
+
 class SettingSection(Section):
     """[setting]: what is trained on and what is measured."""
 
@@ -91,6 +97,7 @@ class SitesSection(Section):
 
     rule: Literal["domain", "class-blocks", "dirichlet", "site", "patient"]
     counts: Annotated[tuple[int, ...], Field(strict=False)] = Field(default=(), description="sites; one sweep each")
+    classes_per_site: int = Field(default=0, ge=0, description="length of a class block, instead of counts")
     alpha: Positive = Field(default=0.5, description="of the Dirichlet distribution")
     minimum: int = Field(default=20, ge=1, description="fewest images of a site")
     shots: int = Field(default=0, ge=0, description="images of each class before dealing, a seeded sample; 0 takes all")
@@ -102,7 +109,9 @@ class SitesSection(Section):
     @model_validator(mode="after")
     def _counts_where_chosen(self) -> Self:
         chosen = self.rule in ("class-blocks", "dirichlet", "patient")
-        if chosen != bool(self.counts):
+        if self.classes_per_site and (self.rule != "class-blocks" or self.counts):
+            raise ValueError("classes_per_site is the length of class-blocks, in place of counts")
+        if chosen != bool(self.counts or self.classes_per_site):
             raise ValueError(f"rule {self.rule} {'needs counts' if chosen else 'takes no counts: the data decide'}")
         if self.trains_over == "own" and self.rule != "class-blocks":
             raise ValueError(
@@ -210,6 +219,9 @@ class Study(Section):
     others: Annotated[tuple[DataSection, ...], Field(strict=False)] = Field(
         default=(), description="further data sets to be measured on, each with its own classes"
     )
+    joint: Annotated[tuple[JointSection, ...], Field(strict=False)] = Field(
+        default=(), description="further data sets that are trained and measured too, each at sites of its own"
+    )
     setting: SettingSection
     sites: SitesSection
     tower: TowerSection
@@ -230,6 +242,11 @@ class Study(Section):
             raise ValueError("cross-dataset needs [[others]]: the data sets that are measured")
         if self.others and self.setting.kind not in ("domains", "cross-dataset"):
             raise ValueError(f"{self.setting.kind} takes no [[others]]")
+        own = self.sites.classes_per_site and self.sites.trains_over == "own"
+        if self.joint and not (self.setting.kind == "base-to-new" and own):
+            raise ValueError(
+                '[[joint]] needs base-to-new, classes_per_site and trains_over "own": sites tell own classes'
+            )
         if self.sites.rule == "class-blocks" and self.setting.kind == "domains":
             raise ValueError("class blocks belong to base-to-new or personalised")
         return self

@@ -47,6 +47,7 @@ class CellPlan:
             name: getattr(study, name).model_dump(mode="json") for name in ("data", "setting", "sites", "tower")
         }
         facts["name"] = study.study.name  # seeds batches and noise
+        facts["joint"] = [item.model_dump(mode="json") for item in study.joint]
         facts["others"] = [item.model_dump(mode="json") for item in study.others]
         facts["privacy"] = study.privacy.model_dump(mode="json", include={"delta", "unit", "secure_sum"})
         facts["sites"].pop("counts")

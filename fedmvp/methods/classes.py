@@ -47,9 +47,9 @@ class ClassSet:
     def sentences(self, wording: Wording) -> tuple[tuple[str, ...], ...]:
         """Return the sentences of each class."""
         if wording is Wording.TEMPLATE:
-            return tuple((self.template.replace("{name}", name),) for name in self.names)
+            return tuple((self.template.replace("{name}", item.word),) for item in self.task.classes)
         return tuple(
-            tuple(self.task.template.format(name=item.name, attribute=attribute) for attribute in item.attributes)
+            tuple(self.task.template.format(name=item.word, attribute=attribute) for attribute in item.attributes)
             for item in self.task.classes
         )
 

@@ -9,10 +9,22 @@ from fedmvp.errors import UserError
 
 @dataclass(frozen=True)
 class TaskClass:
-    """One class: its name and what is true of it, in a few words each."""
+    """One class: its name and what is true of it, in a few words each.
+
+    Attributes:
+        name: unlike every other class's.
+        attributes: what is true of it.
+        spoken: what sentences call it, where that is not the name.
+    """
 
     name: str
     attributes: tuple[str, ...]
+    spoken: str = ""
+
+    @property
+    def word(self) -> str:
+        """What sentences call it."""
+        return self.spoken or self.name
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class Task:
     def sentences(self) -> tuple[str, ...]:
         """The template filled with every attribute, in the order of `attributes`."""
         return tuple(
-            self.template.format(name=item.name, attribute=attribute)
+            self.template.format(name=item.word, attribute=attribute)
             for item in self.classes
             for attribute in item.attributes
         )

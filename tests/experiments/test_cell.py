@@ -14,6 +14,7 @@ from fedmvp.experiments.federation import PlainSums, run_federation
 from fedmvp.experiments.results import Cell, Measurement
 from fedmvp.experiments.study import Study
 from fedmvp.experiments.sweep import CellPlan, plan_cells
+from fedmvp.methods.classes import Wording
 from fedmvp.model.parameters import get_vector
 from fedmvp.study.policy import StudyPolicy
 from privacy.errors import BudgetExceeded, LedgerWriteFailed
@@ -117,14 +118,11 @@ def test_the_other_settings_report_what_they_promise(changes: dict[str, Any], fo
 
 @pytest.mark.parametrize("trains_over", ["all", "own"])
 def test_a_site_trains_among_the_classes_that_the_study_says(trains_over: str, folder: Path) -> None:
-    names = [f"{colour} {style}" for style in ("plain", "dark") for colour in COLOURS][:6]
-    rows = ["image,label", *(f"{path},{name}" for name in names for path in _images_of(name, folder))]
-    (folder / "six.csv").write_text("\n".join(rows))
-    described = "".join(f'\n[[classes]]\nname = "{name}"\nattributes = ["{name} squares"]\n' for name in names)
-    (folder / "six.toml").write_text(ATTRIBUTES + described)
+    data = _six_classes(folder, "six")
+    names = data["classes"]
     study = make_study(
         folder,
-        data={"folder": "six.csv", "layout": "manifest", "classes": names, "attributes": str(folder / "six.toml")},
+        data=data,
         setting={"kind": "personalised", "sources": [], "targets": []},
         sites={"rule": "class-blocks", "counts": [3], "minimum": 5, "trains_over": trains_over},
         methods=[{"name": "linear-probe"}],
@@ -146,6 +144,77 @@ def test_a_site_trains_among_the_classes_that_the_study_says(trains_over: str, f
         (pulled,) = torch.autograd.grad(loss.sum(), [model.get_parameter("probe.layer.weight")])
         assert {name for name, row in zip(names, pulled, strict=True) if row.any()} == set(expected)
     assert final(bench.run(plan))["parameters", ""] == get_vector(prepared.models[0]).size
+
+
+def test_data_sets_that_are_trained_together_are_dealt_and_measured_apart(folder: Path) -> None:
+    template = {"template": "a drawing of a {name} with {attribute}", "plain_template": "a drawing of a {name}"}
+    first, second = _six_classes(folder, "six"), _six_classes(folder, "more", most=5)
+    study = make_study(
+        folder,
+        data=first,
+        joint=[{**second, **template, "base": 4}],
+        setting={"kind": "base-to-new", "base": 4, "sources": [], "targets": []},
+        sites={"rule": "class-blocks", "classes_per_site": 2, "minimum": 5, "trains_over": "own"},
+        methods=[
+            {"name": "zero-shot-template"},
+            {
+                "name": "prompts",
+                "method": "fedmvp-probe",
+                "options": {"n_prompts": 2, "n_heads": 2, "bottleneck_width": 2},
+            },
+        ],
+        privacy={"modes": ["non-private"]},
+    )
+    again = study.joint[0].model_copy(update={"folder": "six.csv", "classes": tuple(first["classes"])})
+    twice = study.model_copy(update={"joint": (again.model_copy(update={"attributes": first["attributes"]}),)})
+    with pytest.raises(UserError, match="have one name"):
+        bench_of(twice, folder)
+    bench = bench_of(study, folder)
+    assert bench.material.site_counts == (4,)
+    deal = bench.deal(4, 0)
+    assert [part.name for part in deal.sites] == [
+        "six-csv-site-1",
+        "six-csv-site-2",
+        "more-csv-site-1",
+        "more-csv-site-2",
+    ]
+    own = [part.candidates for part in deal.sites]
+    assert own[2].names == ("more.csv: red plain", "more.csv: green plain")
+    assert own[0].sentences(Wording.TEMPLATE)[0] == ("a picture of a red plain",)
+    assert own[2].sentences(Wording.TEMPLATE)[0] == ("a drawing of a red plain",)
+    assert own[2].sentences(Wording.ATTRIBUTES)[0] == ("a drawing of a red plain with red plain squares",)
+    assert deal.trained.names == tuple(name for candidates in own for name in candidates.names)
+    named = {test.group: test.candidates.names for test in deal.tests if not test.site}
+    assert named["more.csv new"] == ("more.csv: red dark",)
+    assert len(named["six.csv seen and unseen"]) == 6
+    for plan in plan_cells(study, bench.material.site_counts):
+        values = final(bench.run(plan))
+        for part in ("base", "new"):
+            both = [values["accuracy", f"{name}.csv {part}"] for name in ("six", "more")]
+            assert values["accuracy", part] == pytest.approx(sum(both) / 2)
+        parts = [values["accuracy", part] for part in ("local", "base", "new")]
+        assert values["score", ""] == pytest.approx(3 / sum(1 / part for part in parts) if all(parts) else 0.0)
+        if plan.trains:
+            assert values["sum-error", ""] == 0
+            assert (
+                values["parameters", ""]
+                == get_vector(Prepared(plan.method, deal, bench.tower, bench.table).models[2]).size
+            )
+
+
+def _six_classes(folder: Path, name: str, most: int = 6) -> dict[str, Any]:
+    """A table of squares whose classes are colour and brightness, and how a study names it."""
+    names = [f"{colour} {style}" for style in ("plain", "dark") for colour in COLOURS][:most]
+    rows = ["image,label", *(f"{path},{name}" for name in names for path in _images_of(name, folder))]
+    (folder / f"{name}.csv").write_text("\n".join(rows))
+    described = "".join(f'\n[[classes]]\nname = "{name}"\nattributes = ["{name} squares"]\n' for name in names)
+    (folder / f"{name}.toml").write_text(ATTRIBUTES + described)
+    return {
+        "folder": f"{name}.csv",
+        "layout": "manifest",
+        "classes": names,
+        "attributes": str(folder / f"{name}.toml"),
+    }
 
 
 def _images_of(name: str, folder: Path) -> list[Path]:

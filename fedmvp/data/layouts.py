@@ -33,8 +33,11 @@ class ClassList:
 
     @classmethod
     def of(cls, names: Sequence[str], folders: Sequence[str] | None = None) -> ClassList:
-        """Classes by name, in folders of the same name unless others are given."""
-        return cls(tuple(names), tuple(names if folders is None else folders))
+        """Classes by name, in folders of the same name unless others are given.
+
+        A class name is a folder name too (in manifests, policies and attribute files), so a hyphen stands for a slash.
+        """
+        return cls(tuple(name.replace("/", "-") for name in names), tuple(names if folders is None else folders))
 
     @classmethod
     def in_folder(cls, root: Path, *, ignored: Collection[str] = ()) -> ClassList:

@@ -88,6 +88,8 @@ def _seen(study: Study) -> tuple[str, ...] | None:
 
 def _score_name(study: Study, material: Material) -> str:
     name = SCORES[study.setting.kind]
+    if study.joint:
+        name += ", each a mean over data sets"
     return name.replace("accuracy", "mean average precision") if material.data.collection.multi_label else name
 
 
@@ -123,8 +125,10 @@ def _notes(study: Study, material: Material) -> list[str]:
         notes.append(MULTI_LABEL_NOTE)
     if not all(plan.training.expected_batch_size for plan in plan_cells(study, material.site_counts) if plan.trains):
         notes.append(DENOMINATOR_NOTE)
-    if study.data.allow_incomplete:
-        notes.append(f"The data set is used as it was found, with {len(material.data.collection)} images.")
+    for section, opened in zip((study.data, *study.joint), material.trained_data, strict=True):
+        if section.allow_incomplete:
+            which = f"{opened.name} is" if study.joint else "The data set is"
+            notes.append(f"{which} used as it was found, with {len(opened.collection)} images.")
     if study.settings_from.kind == "private-uncharged":
         notes.append("Settings were chosen on images of the study itself and not charged: epsilons leave that out.")
     return notes

@@ -25,9 +25,11 @@ from fedmvp.data.partition import Partition, by_class_blocks, by_dirichlet, by_d
 from fedmvp.data.presets import load_preset
 from fedmvp.data.records import ImageCollection, ImageRecord, merge
 from fedmvp.errors import UserError
+from fedmvp.experiments.options import method_with_options
 from fedmvp.experiments.results import NON_PRIVATE
 from fedmvp.experiments.study import PACKAGED, DataSection, Study, require_data_below
-from fedmvp.methods.classes import ClassSet
+from fedmvp.methods.classes import ClassSet, Wording
+from fedmvp.methods.method import Reads
 from fedmvp.model.task import Task, TaskClass
 
 _TEST_SEED = 20261
@@ -56,7 +58,7 @@ class TestSet:
     """Images that no site trains on.
 
     Attributes:
-        group: of what they tell: a target, "local", "base", "new", or a site's own images.
+        group: of what they tell: a target, "local", "base", "new", after the data set's name where there are several.
         site: the site whose own they are; "" for none.
         images: over the candidate classes.
         candidates: the classes that a decision is made among.
@@ -123,19 +125,22 @@ class Material:
         if self.joint:
             self.data, *joint = map(_named_apart, self.trained_data)
             self.joint = tuple(joint)
+        _require_one_beginning(study, [opened.classes for opened in (*self.trained_data, *self.others)])
         self._checkpoint = study.tower.checkpoint_below(root)
         for opened in self.trained_data:
+            if opened.collection.multi_label and study.sites.trains_over == "own":
+                raise UserError(
+                    f'[sites] trains_over is "own", and images of {opened.name} have several labels: each is decided '
+                    "by itself",
+                    remedy='set it to "all"' if not study.joint else "leave that data set out",
+                )
             require_sound(opened.collection)
-        if self.data.collection.multi_label and study.sites.trains_over == "own":
-            raise UserError(
-                '[sites] trains_over is "own", and images have several labels: each label is decided by itself',
-                remedy='set it to "all"',
-            )
         self.site_counts = study.sites.counts or (len(self.deal(0, study.study.seeds[0]).sites),)
         if self.site_counts[0] < 3:
+            smaller = "lower [sites] classes_per_site" if study.sites.classes_per_site else "more domains"
             raise UserError(
                 f"[sites] rule {study.sites.rule} gives {self.site_counts[0]} sites; a secure sum needs at least three",
-                remedy="choose another rule, or more domains",
+                remedy=f"choose another rule, or {smaller}",
             )
 
     @property
@@ -176,6 +181,7 @@ class Material:
                 [self._deal(opened, base, 0, seed) for opened, base in zip(self.trained_data, bases, strict=True)]
             )
         _require_names(deal)
+        _require_one_site(deal)
         _require_apart(deal)
         self._require_units(deal)
         return deal
@@ -210,9 +216,10 @@ class Material:
             held = _sampled(held, study.sites.most_images, generator).of_classes(among.names)
             sites.append(SitePart(name, held, among))
         named = self._tests(opened, base, trained, public, own)
+        tests = (*named, *own)
         if self.joint:
-            named = tuple(replace(test, group=f"{opened.name} {test.group}") for test in named)
-        return Deal(partition.rule, tuple(sites), trained, (*named, *own))
+            tests = tuple(replace(test, group=f"{opened.name} {test.group}") for test in tests)
+        return Deal(partition.rule, tuple(sites), trained, tests)
 
     def _require_units(self, deal: Deal) -> None:
         """Refuse what a site of the product refuses: a delta too large for its records, patients that nobody names."""
@@ -234,7 +241,8 @@ class Material:
         if setting.kind == "base-to-new":
             if not 2 <= base < len(collection.classes):
                 raise UserError(
-                    f"{collection.source}: base is {base}; the data have {len(collection.classes)} classes",
+                    f"[setting] or [[joint]]: of {collection.source} base is {base}; the data have "
+                    f"{len(collection.classes)} classes",
                     remedy="leave at least one class that nobody trains",
                 )
             collection = collection.of_classes(collection.classes[:base])
@@ -378,6 +386,39 @@ def _require_names(deal: Deal) -> None:
                 "lower case, with hyphens for signs that are no letters",
             )
         taken.add(name)
+
+
+def _require_one_beginning(study: Study, data: Sequence[ClassSet]) -> None:
+    """Refuse learned words before sentences that begin differently: the vector would not fit, or mean other words."""
+    for entry in study.methods:
+        method = method_with_options(entry)
+        if Reads.TEXT not in method.reads:
+            continue
+        wording = getattr(method, "wording", Wording.TEMPLATE)
+        beginnings = list(dict.fromkeys(classes.first_words(wording) for classes in data))
+        if len(beginnings) > 1:
+            raise UserError(
+                f"method '{entry.name}' learns the words before a class name, and the sentences of these data sets "
+                f"begin with '{beginnings[0]}' and '{beginnings[1]}'",
+                remedy="give [data], [[joint]] and [[others]] one plain_template (template, where attributes "
+                "classify), or leave the method out",
+            )
+
+
+def _require_one_site(deal: Deal) -> None:
+    """Refuse an image or a patient at two sites: each ledger would charge a part of what is spent on it."""
+    owners: dict[tuple[str, object], str] = {}
+    for part in deal.sites:
+        for record in part.images.records:
+            whose: list[tuple[str, object]] = [("image", record.path.resolve())]
+            if record.patient:
+                whose.append(("patient", record.patient))
+            for unit in whose:
+                if owners.setdefault(unit, part.name) != part.name:
+                    raise UserError(
+                        f"{unit[0]} {unit[1]} is at {owners[unit]} and at {part.name}",
+                        remedy="give each image and each patient to one site; name patients of data sets apart",
+                    )
 
 
 def _require_apart(deal: Deal) -> None:

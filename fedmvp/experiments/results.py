@@ -61,7 +61,7 @@ class Measurement:
         metric: "score", "accuracy", "average-precision", "parameters", "epsilon" (spent), "bytes-up", "bytes-down",
             "seconds", "sum-error" (largest difference between the decoded secure sum and the plain one).
         value: shares lie in [0, 1]; bytes are those of all rounds.
-        group: of what: a target, "local", "base", "new", a site's name; "" for the whole cell.
+        group: of what: a target, "local", "base", "new" (after a data set's name: of that), a site's name; "" for all.
         round: after which round, 0 being the start; None for the end of the run.
         count: images behind the value, where it is a share of images.
     """

@@ -69,16 +69,20 @@ def measure_all(
     """
     measured = [(test, test.measure(parameters, round_number)) for test in tests]
     rows = [value for _, value in measured]
-    own = [value.value for test, value in measured if test.site]
     named = {test.group: value.value for test, value in measured if not test.site}
-    local = sum(own) / len(own) if own else 0.0
+    by_data: dict[str, list[float]] = {}
+    for test, value in measured:
+        if test.site:
+            by_data.setdefault(test.group, []).append(value.value)
+    local = _mean([_mean(values) for values in by_data.values()])
     if kind in ("domains", "cross-dataset"):
-        score = sum(named.values()) / len(named)
+        score = _mean(list(named.values()))
     elif kind == "base-to-new":
         means = {"local": local}
-        for part in ("base", "new"):
-            values = [value for group, value in named.items() if group == part or group.endswith(f" {part}")]
-            means[part] = sum(values) / len(values)
+        for part in ("base", "new"):  # of each data set, where there are several
+            means[part] = _mean(
+                [value for group, value in named.items() if group == part or group.endswith(f" {part}")]
+            )
         rows += [
             Measurement(rows[0].metric, mean, part, round_number) for part, mean in means.items() if part not in named
         ]
@@ -86,3 +90,7 @@ def measure_all(
     else:
         score = local
     return [*rows, Measurement(SCORE, score, "", round_number)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -24,7 +24,7 @@ from fedmvp.experiments.cell import Prepared, SiteSource, load_tower
 from fedmvp.experiments.feature_table import FeatureTable
 from fedmvp.experiments.federation import LEDGER_FILE, recorded_session
 from fedmvp.experiments.material import Deal
-from fedmvp.experiments.study import PACKAGED, Study, require_on_this_machine
+from fedmvp.experiments.study import Study, require_on_this_machine
 from fedmvp.experiments.sweep import CellPlan
 from fedmvp.methods.objective import Objective
 from fedmvp.methods.tower import FrozenTower
@@ -191,13 +191,13 @@ class SiteHost:
 
     def _here(self, task: SiteTask) -> Deal:
         """The deal with packaged images where this process keeps them."""
-        if task.study.data.folder != PACKAGED:
-            return task.deal
+        part = task.deal.sites[0]
+        if not any(record.path.is_relative_to(task.scratch) for record in part.images.records):
+            return task.deal  # packaged images alone lie there, at one site all or none
         if self._scratch is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="fedmvp-site-")
         own = Path(self._scratch.name)
         write_class_folders(own / "digits")
-        part = task.deal.sites[0]
         records = tuple(
             replace(record, path=own / record.path.relative_to(task.scratch)) for record in part.images.records
         )

@@ -67,9 +67,9 @@ def pets(folder: Path) -> Preset:
 def aircraft(folder: Path) -> Preset:
     for number in range(6):
         draw(folder / "images" / f"000{number}.jpg")
-    write(folder / "variants.txt", "707-320", "Cessna 172")
+    write(folder / "variants.txt", "707-320", "F-16A/B")
     for at, split in enumerate(("train", "val", "test")):
-        write(folder / f"images_variant_{split}.txt", f"000{2 * at} 707-320", f"000{2 * at + 1} Cessna 172")
+        write(folder / f"images_variant_{split}.txt", f"000{2 * at} 707-320", f"000{2 * at + 1} F-16A/B")
     return smaller("fgvc-aircraft", n_classes=2)
 
 
@@ -232,7 +232,7 @@ MINIATURES: list[tuple[Miniature, tuple[str, ...], dict[str | None, int]]] = [
     (caltech, ("anchor", "ceiling fan"), {"train": 10, "val": 4, "test": 6}),
     (food, ("apple pie", "waffles"), {"train": 4, "val": 2, "test": 2}),
     (pets, ("Maine Coon", "pug"), SPLIT_20),
-    (aircraft, ("707-320", "Cessna 172"), {"train": 2, "val": 2, "test": 2}),
+    (aircraft, ("707-320", "F-16A-B"), {"train": 2, "val": 2, "test": 2}),
     (sun, ("abbey", "indoor apse"), SPLIT_20),
     (ucf, ("Apply Eye Makeup", "Yo Yo"), SPLIT_20),
     (domainnet, ("axe", "blue bird"), {"train": 8, "test": 4}),

@@ -148,7 +148,8 @@ def test_a_site_trains_among_the_classes_that_the_study_says(trains_over: str, f
 
 def test_data_sets_that_are_trained_together_are_dealt_and_measured_apart(folder: Path) -> None:
     template = {"template": "a drawing of a {name} with {attribute}", "plain_template": "a drawing of a {name}"}
-    first, second = _six_classes(folder, "six"), _six_classes(folder, "more", most=5)
+    first = _six_classes(folder, "six")
+    second = _six_classes(folder, "more", styles=("noisy", "framed"), most=5)
     study = make_study(
         folder,
         data=first,
@@ -179,19 +180,25 @@ def test_data_sets_that_are_trained_together_are_dealt_and_measured_apart(folder
         "more-csv-site-2",
     ]
     own = [part.candidates for part in deal.sites]
-    assert own[2].names == ("more.csv: red plain", "more.csv: green plain")
+    assert own[2].names == ("more.csv: red noisy", "more.csv: green noisy")
     assert own[0].sentences(Wording.TEMPLATE)[0] == ("a picture of a red plain",)
-    assert own[2].sentences(Wording.TEMPLATE)[0] == ("a drawing of a red plain",)
-    assert own[2].sentences(Wording.ATTRIBUTES)[0] == ("a drawing of a red plain with red plain squares",)
+    assert own[2].sentences(Wording.TEMPLATE)[0] == ("a drawing of a red noisy",)
+    assert own[2].sentences(Wording.ATTRIBUTES)[0] == ("a drawing of a red noisy with red noisy squares",)
     assert deal.trained.names == tuple(name for candidates in own for name in candidates.names)
+    for part in (*deal.sites, *deal.tests):
+        for record in part.images.records:
+            said = part.candidates.names[record.labels[0]]
+            assert said.partition(": ")[2] == f"{record.path.parent.name} {record.path.parent.parent.name}"
     named = {test.group: test.candidates.names for test in deal.tests if not test.site}
-    assert named["more.csv new"] == ("more.csv: red dark",)
+    assert named["more.csv new"] == ("more.csv: red framed",)
     assert len(named["six.csv seen and unseen"]) == 6
     for plan in plan_cells(study, bench.material.site_counts):
         values = final(bench.run(plan))
         for part in ("base", "new"):
             both = [values["accuracy", f"{name}.csv {part}"] for name in ("six", "more")]
             assert values["accuracy", part] == pytest.approx(sum(both) / 2)
+        own = [values["accuracy", part.name] for part in deal.sites]
+        assert values["accuracy", "local"] == pytest.approx((sum(own[:2]) / 2 + sum(own[2:]) / 2) / 2)
         parts = [values["accuracy", part] for part in ("local", "base", "new")]
         assert values["score", ""] == pytest.approx(3 / sum(1 / part for part in parts) if all(parts) else 0.0)
         if plan.trains:
@@ -202,9 +209,11 @@ def test_data_sets_that_are_trained_together_are_dealt_and_measured_apart(folder
             )
 
 
-def _six_classes(folder: Path, name: str, most: int = 6) -> dict[str, Any]:
-    """A table of squares whose classes are colour and brightness, and how a study names it."""
-    names = [f"{colour} {style}" for style in ("plain", "dark") for colour in COLOURS][:most]
+def _six_classes(
+    folder: Path, name: str, *, styles: tuple[str, ...] = ("plain", "dark"), most: int = 6
+) -> dict[str, Any]:
+    """A table of squares whose classes are colour and style, and how a study names it."""
+    names = [f"{colour} {style}" for style in styles for colour in COLOURS][:most]
     rows = ["image,label", *(f"{path},{name}" for name in names for path in _images_of(name, folder))]
     (folder / f"{name}.csv").write_text("\n".join(rows))
     described = "".join(f'\n[[classes]]\nname = "{name}"\nattributes = ["{name} squares"]\n' for name in names)

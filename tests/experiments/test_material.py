@@ -8,7 +8,7 @@ from fedmvp.data.records import ImageCollection
 from fedmvp.errors import UserError
 from fedmvp.experiments.material import Material
 from fedmvp.experiments.run import LocalEngine, run_study
-from tests.experiments.tiny_study import COLOURS, make_run, make_study, write_images
+from tests.experiments.tiny_study import COLOURS, make_run, make_study, study_values, write_images
 
 
 def opened(folder: Path, **changes: Any) -> Material:
@@ -177,6 +177,43 @@ def test_sites_that_the_results_could_not_tell_apart_are_refused(names: tuple[st
     with pytest.raises(UserError, match="would be called") as raised:
         opened(tmp_path, data=data, setting=setting, sites={"rule": "site"}).deal(3, 0)
     assert "rename the site" in str(raised.value.remedy)
+
+
+def joint_of(tmp_path: Path, unit: str, plain: str, shared: bool) -> Any:
+    """Two tables of the same classes, one after the other, with or without an image or a patient in both."""
+    write_images(tmp_path)
+    images = sorted((tmp_path / "squares").rglob("*.png"))
+    halves = [images[::2], [*images[1::2], *(images[::2] if shared and unit == "image" else [])]]
+    sections = []
+    for name, half in zip(("one", "two"), halves, strict=True):
+        whose = "p" if shared and unit == "patient" else name
+        lines = ["image,label,patient", *(f"{path},{path.parent.name},{whose}{at}" for at, path in enumerate(half))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+        sections.append({"folder": f"{name}.csv", "layout": "manifest", "classes": list(COLOURS)})
+    base = study_values(tmp_path)["data"]
+    return opened(
+        tmp_path,
+        data=sections[0],
+        joint=[{**base, **sections[1], "plain_template": plain, "base": 3}],
+        setting={"kind": "base-to-new", "base": 3, "sources": [], "targets": []},
+        sites={"rule": "class-blocks", "classes_per_site": 3 if shared else 2, "minimum": 2, "trains_over": "own"},
+        methods=[{"name": "promptfl"}],
+    )
+
+
+@pytest.mark.parametrize("unit", ["image", "patient"])
+def test_an_image_or_a_patient_in_two_data_sets_that_train_together_is_refused(unit: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{unit} .* is at one-csv-site-1 and at two-csv-site-1") as raised:
+        joint_of(tmp_path, unit, "a picture of a {name}", shared=True)
+    assert "one site" in str(raised.value.remedy)
+
+
+def test_learned_words_need_sentences_that_begin_alike(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"'promptfl' learns the words .* 'a picture of a' and 'a very small'"
+    ) as raised:
+        joint_of(tmp_path, "image", "a very small {name}", shared=False)
+    assert "plain_template" in str(raised.value.remedy)
 
 
 def test_a_target_that_is_listed_twice_would_count_once_and_is_refused(tmp_path: Path) -> None:

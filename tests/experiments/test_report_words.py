@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,7 +18,7 @@ from fedmvp.experiments.report.output import drawn
 from fedmvp.experiments.report.picture import privacy_utility_picture
 from fedmvp.experiments.report.reading import as_study
 from fedmvp.experiments.report.section import Section, section_of
-from fedmvp.experiments.report.style import DARK, LIGHT, Label, looks, spread
+from fedmvp.experiments.report.style import DARK, LIGHT, Label, Theme, looks, spread
 from fedmvp.experiments.report.summary import PLAIN, Entry, comparisons
 from fedmvp.experiments.report.wording import NOT_COVERED, NOT_SAID, settings_lines
 from fedmvp.experiments.results import Results
@@ -170,6 +171,22 @@ def test_no_two_methods_of_a_figure_share_a_mark_or_a_colour() -> None:
         found = looks(theme, entries)
         assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 15
         assert looks(theme, entries[2:])[entries[2]].colour == found[entries[2]].colour
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_colours_of_methods_are_told_apart(theme: Theme) -> None:
+    """Distance in CIE L*a*b*, where 2 is just seen (CIE 1976)."""
+    seen = {name: _lab(colour) for name, colour in theme.methods.items()}
+    for (first, a), (second, b) in combinations(seen.items(), 2):
+        assert np.linalg.norm(a - b) > 18, (first, second)
+
+
+def _lab(colour: str) -> Any:
+    channels = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ linear / np.array([0.95047, 1.0, 1.08883]))  # dark greys aside, the standard's curve
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def test_a_method_that_collapses_does_not_flatten_the_others() -> None:

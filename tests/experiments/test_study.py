@@ -132,6 +132,24 @@ def test_a_changed_setting_changes_the_digest_of_the_cells_that_it_touches_and_o
     assert all(p.digest(other_data) != before[p.cell.name] for p in plan_cells(other_data, (3,)))
 
 
+def test_what_changes_candidates_or_data_changes_the_digest(tmp_path: Path) -> None:
+    setting = {"kind": "base-to-new", "base": 2, "sources": [], "targets": []}
+    sites = {"rule": "class-blocks", "classes_per_site": 2}
+    joint = [{"folder": "dtd", "preset": "dtd", "base": 24}]
+    studies = [
+        make_study(tmp_path, setting=setting, sites={**sites, "trains_over": among}, joint=further)
+        for among, further in (("all", []), ("own", []), ("own", joint))
+    ]
+    digests = [{plan.digest(study) for plan in plan_cells(study, (3,))} for study in studies]
+    assert not digests[0] & digests[1]
+    assert not digests[1] & digests[2]
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "studies").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_study_that_comes_with_the_project_can_be_planned(path: Path) -> None:
+    assert plan_cells(load_study(path), (3,))
+
+
 def test_a_tower_that_has_seen_the_studys_data_is_refused(tmp_path: Path) -> None:
     seen = {"folder": "cifar10", "preset": "cifar10"}
     values = study_values(tmp_path)

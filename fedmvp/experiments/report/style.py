@@ -66,8 +66,8 @@ LIGHT = Theme(
     "#e4e8ee",
     "#ffffff",
     {
-        "fedmvp": "#0060b0",
-        "fedmvp-narrow": "#5b8fd0",
+        "fedmvp": "#1a4fd6",
+        "fedmvp-narrow": "#0060b0",
         "fedmvp-probe": "#6a1fc2",
         "fedmvp-full": "#3aa3e3",
         "fedmvp-lora": "#3b2f8f",
@@ -86,9 +86,9 @@ DARK = Theme(
     "#2b3340",
     "#141a22",
     {
-        "fedmvp": "#4da3ff",
-        "fedmvp-narrow": "#7fb4e0",
-        "fedmvp-probe": "#c79bff",
+        "fedmvp": "#3fd0e0",
+        "fedmvp-narrow": "#4da3ff",
+        "fedmvp-probe": "#e27bff",
         "fedmvp-full": "#a5dcff",
         "fedmvp-lora": "#9d92ff",
         "promptfl": "#ff8b4a",
@@ -98,14 +98,14 @@ DARK = Theme(
         "linear-probe": "#f4f4f4",
         "task-residual": "#d4a59a",
     },
-    ("#b9cf6a", "#ff7f7f", "#b8b8b8", "#7fd0d8"),
+    ("#b9cf6a", "#ff7f7f", "#b8b8b8", "#c0b090"),
 )
 """Both after Okabe and Ito (2008), whose colours are told apart with every common kind of colour vision, darkened and
 lightened for their papers."""
 
 _MARKERS = {
-    "fedmvp": "o",
-    "fedmvp-narrow": "8",
+    "fedmvp": "8",
+    "fedmvp-narrow": "o",
     "fedmvp-probe": "h",
     "fedmvp-full": "s",
     "fedmvp-lora": "D",

@@ -176,6 +176,8 @@ class Comparison:
         targets = self.facts.get("targets") or ()
         known = [*NAMED_GROUPS, *([targets] if isinstance(targets, str) else map(str, targets))]
         order = {name: place for place, name in enumerate(known)}
+        if names.issuperset(NAMED_GROUPS) and any(name.endswith(" base") for name in names):
+            names = {*NAMED_GROUPS, *sites} & names  # of several data sets the means; the parts are in the results file
         task = sorted(names - set(sites), key=lambda name: (order.get(name, len(order)), name))
         return task, [name for name in sites if name in names]
 

@@ -1,8 +1,8 @@
 """The policy that a cell's server and sites sign and obey.
 
-The policy's [model] and [task] speak of FedMVP on single labels and one data set; for another method the title binds the
-method by name and options. What the policy cannot say is known to the modules alone: several labels an image, the classes
-that a site trains over, the sentences of further data sets.
+The policy's [model] and [task] speak of FedMVP on single labels and one data set; for another method the title binds it
+by name and options. What the policy cannot say the modules alone know: several labels an image, the classes that a site
+trains over, the sentences of further data sets.
 """
 
 from __future__ import annotations

@@ -192,8 +192,9 @@ class SiteHost:
     def _here(self, task: SiteTask) -> Deal:
         """The deal with packaged images where this process keeps them."""
         part = task.deal.sites[0]
-        if not any(record.path.is_relative_to(task.scratch) for record in part.images.records):
-            return task.deal  # packaged images alone lie there, at one site all or none
+        packaged = task.scratch / "digits"
+        if not any(record.path.is_relative_to(packaged) for record in part.images.records):
+            return task.deal  # a site's images are of one data set: all of them are packaged, or none
         if self._scratch is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="fedmvp-site-")
         own = Path(self._scratch.name)

@@ -346,3 +346,6 @@ def test_a_site_reads_packaged_images_where_it_keeps_them(
     host.close()
     assert [record.path.parent for record in there.sites[0].images.records] == written
     assert written[0].parent != tmp_path
+    other = SiteHost()
+    assert other._here(SimpleNamespace(study=packaged, deal=deal, scratch=tmp_path)) is deal  # type: ignore[arg-type]
+    assert len(written) == 1  # of a data set that trains beside the packaged one nothing is moved

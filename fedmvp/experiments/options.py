@@ -44,8 +44,7 @@ def _changed(value: Frozen, options: Mapping[str, Any], entry: str) -> Frozen:
     for name, option in options.items():
         if name not in known:
             raise UserError(
-                f"method '{entry}' has no option '{name}'",
-                remedy=f"its options: {', '.join(known) or 'none'}",
+                f"method '{entry}' has no option '{name}'", remedy=f"its options: {', '.join(known) or 'none'}"
             )
         given[name] = _converted(option, hints[name], f"method '{entry}', option '{name}'")
     try:

@@ -88,8 +88,7 @@ class ImageToLogits(nn.Module):
         prompted = self._answered(features, model.promptformer, "trained")
         anchor = self._answered(features, self.initial, "start") if "anchor" in model.feature_names else None
         feature = model.joined(features["zero_shot"], prompted, anchor)
-        logits = model.logit_scale * feature @ self.classifier.T
-        return logits if model.probe is None else logits + model.config.probe_gain * model.probe(feature)
+        return model.with_probe(model.logit_scale * feature @ self.classifier.T, feature)
 
     def _keep(self, which: str, shared: KeysAndValues) -> None:
         self.register_buffer(f"{which}_key", shared.key)

@@ -161,8 +161,11 @@ class PromptedModel(nn.Module):
 
     def logits(self, feature: Tensor) -> Tensor:
         """Return class logits (b, n_classes) of normalised image features, the probe's among them."""
-        logits = self.logit_scale * feature @ self.bank.classifier.T
-        return logits if self.probe is None else logits + self.config.probe_gain * self.probe(feature)
+        return self.with_probe(self.logit_scale * feature @ self.bank.classifier.T, feature)
+
+    def with_probe(self, sentences: Tensor, feature: Tensor) -> Tensor:
+        """Return what the sentences say (b, n_classes) of features, and what the probe adds where there is one."""
+        return sentences if self.probe is None else sentences + self.config.probe_gain * self.probe(feature)
 
     def some_logits(self, feature: Tensor, first: int, count: int, *, tuned: bool = True) -> Tensor:
         """Return the logits (b, count) of the classes from a position on, in no more memory than they take.
